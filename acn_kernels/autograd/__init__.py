@@ -1,0 +1,1 @@
+"""One autograd Function per operation; each runs on any backend's kernels."""

@@ -1,0 +1,53 @@
+"""The MLP-Mixer block, without the two adds."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from acn_kernels.blocks.mlp import Mlp
+from acn_kernels.connection import Connection
+
+
+class MixerBlock(nn.Module):
+    """Token MLP then channel MLP, each behind its norm; wired like a transformer block.
+
+    Args:
+        tokens: T. width: D. token_mlp, channel_mlp: hidden widths of the two MLPs.
+        closing: adds the last step of the authors' code, a shortcut *inside* the layer behind a
+            non-linearity: ``out = norm3(relu(linear(x_i) + u))``. The paper's text has none.
+            Such a block is one layer under either granularity.
+        norm: class of the norms, called with D.
+    """
+
+    def __init__(
+        self,
+        tokens: int,
+        width: int,
+        token_mlp: int,
+        channel_mlp: int,
+        closing: bool = False,
+        norm: type[nn.Module] = nn.LayerNorm,
+    ) -> None:
+        super().__init__()
+        self.norm1 = norm(width)
+        self.token_mlp = Mlp(tokens, token_mlp)
+        self.norm2 = norm(width)
+        self.channel_mlp = Mlp(width, channel_mlp)
+        self.closing = nn.Linear(width, width) if closing else None
+        self.norm3 = norm(width) if closing else None
+
+    @property
+    def entry_norms(self) -> tuple[nn.Module, ...]:
+        """The norms at the entries of the layers that the block consists of."""
+        return (self.norm1, self.norm2) if self.closing is None else (self.norm1,)
+
+    def forward(self, x: Tensor, connection: Connection | None = None) -> Tensor:
+        """x [B, T, D] to the same shape."""
+        connection = connection or Connection()
+        h = self.token_mlp(connection.enter(x, self.norm1).transpose(-1, -2)).transpose(-1, -2)
+        if self.closing is None and connection.sublayers:
+            return self.channel_mlp(connection.enter(h, self.norm2))
+        out = connection.within(h, self.norm2, self.channel_mlp)
+        if self.closing is None:
+            return out
+        return connection.wiring.norm((self.closing(out) + connection.u).relu(), self.norm3)

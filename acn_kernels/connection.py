@@ -1,0 +1,162 @@
+"""How one layer is wired into the stack: what it reads, and how its input reaches the long sum.
+
+A layer that owns the norm at its entry lets the stack fuse it with the long connection: it lists
+its entry norms as ``entry_norms``, takes ``connection=None`` in its forward, and passes its input
+through ``connection.enter(x, norm)``, which returns norm(u) and sees to x's term of the sum. All
+other layers work too; the stack then enters them without a norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from acn_kernels import functional, torch_ops
+from acn_kernels.functional import Term
+from acn_kernels.norm_spec import NormSpec
+from acn_kernels.reference import sum_dtype
+from acn_kernels.rows import RowSelection
+
+# In place of a scale: the input of the network, where it is no term of the sum.
+OMITTED = "omitted"
+Scale = Tensor | str | None
+
+
+class Wiring(NamedTuple):
+    """What all connections of one forward pass share."""
+
+    alpha: float | Tensor = 1.0  # a 0-dim tensor strictly between the ends
+    sublayers: bool = False
+    detach: bool = False
+    rows: RowSelection | None = None
+    backend: str = "auto"
+
+    @property
+    def is_acn(self) -> bool:
+        """alpha = 1 exactly: no short connection anywhere."""
+        return isinstance(self.alpha, float) and self.alpha == 1
+
+    def norm(self, x: Tensor, module: nn.Module | None) -> Tensor:
+        """The norm of x, by the fused kernel where the module is one it knows."""
+        if module is None:
+            return x
+        spec = NormSpec.of(module)
+        return module(x) if spec is None else functional.norm(x, spec, self.backend)
+
+
+class Connection:
+    """A layer on its own: its input goes nowhere else. Base of the wirings below."""
+
+    def __init__(
+        self,
+        wiring: Wiring | None = None,
+        scales: Iterator[Scale] | None = None,
+        y: Tensor | None = None,
+    ) -> None:
+        self.wiring = wiring or Wiring()
+        self.scales = scales
+        self.y = y
+        self.u: Tensor | None = None
+
+    @property
+    def carried(self) -> list[Term] | Tensor | None:
+        """What the stack takes on to the next layer: the running sum, or this layer's terms."""
+        return self.y
+
+    @property
+    def sublayers(self) -> bool:
+        """Whether attention and MLP of a block are layers of their own (granularity)."""
+        return self.wiring.sublayers
+
+    def enter(self, x: Tensor, norm: nn.Module | None) -> Tensor:
+        """norm(u) for the layer whose predecessor put out x."""
+        self.u = x
+        return self.wiring.norm(self._detached(x), norm)
+
+    def within(self, h: Tensor, norm: nn.Module, f: Callable[[Tensor], Tensor]) -> Tensor:
+        """Second half of a pre-norm block: ``m = f(norm(h + (1-alpha) u))``, ``m + (1-alpha) h``.
+
+        At alpha = 1 nothing is added back (the paper's block), at alpha = 0 the block is residual
+        once the stack adds its output to y.
+        """
+        alpha = self.wiring.alpha
+        if self.wiring.is_acn:
+            return f(self.wiring.norm(h, norm))
+        m = f(self.wiring.norm(_plus_share(h, self._detached(self.u), alpha), norm))
+        return _plus_share(m, h, alpha)
+
+    def _detached(self, u: Tensor) -> Tensor:
+        return u.detach() if self.wiring.detach else u
+
+
+class LongConnection(Connection):
+    """alpha = 1 with gradients: each x forks to the next layer and to a term of the sum."""
+
+    def __init__(self, wiring: Wiring, scales: Iterator[Scale], y: None = None) -> None:
+        super().__init__(wiring, scales)
+        self.terms: list[Term] = []
+
+    @property
+    def carried(self) -> list[Term]:
+        return self.terms
+
+    def enter(self, x: Tensor, norm: nn.Module | None) -> Tensor:
+        self.u, scale, spec = x, next(self.scales), NormSpec.of(norm)
+        if isinstance(scale, str):  # OMITTED
+            return super().enter(x, norm)
+        if spec is None or self.wiring.detach:
+            self.terms.append(functional.tap(x, scale, self.wiring.rows))
+            return super().enter(x, norm)
+        h, term = functional.fork(x, spec, scale, self.wiring.rows, self.wiring.backend)
+        self.terms.append(term)
+        return h
+
+
+class RunningSum(Connection):
+    """alpha = 1 without gradients: the sum runs along, updated in place."""
+
+    def enter(self, x: Tensor, norm: nn.Module | None) -> Tensor:
+        self.u, scale, spec = x, next(self.scales), NormSpec.of(norm)
+        if isinstance(scale, str):  # OMITTED
+            return super().enter(x, norm)
+        rows, backend = self.wiring.rows, self.wiring.backend
+        if spec is None:
+            # Without a norm the layer reads x itself: only the sum is left to compute.
+            term = x if rows is None else x.index_select(-2, rows.index)
+            self.y = torch_ops.add_into(self.y, term, scale)
+            return super().enter(x, norm)
+        h, self.y = functional.accumulate_norm(x, self.y, spec, scale, 1.0, rows, backend)
+        return h
+
+
+class MixedStream(Connection):
+    """Any alpha, with or without gradients: ``u = alpha x + (1-alpha) y``, y kept functional."""
+
+    def enter(self, x: Tensor, norm: nn.Module | None) -> Tensor:
+        self.y = add_term(self.y, x, next(self.scales))
+        return super().enter(self._mixed(x), norm)
+
+    def _mixed(self, x: Tensor) -> Tensor:
+        alpha = self.wiring.alpha
+        if isinstance(alpha, float):
+            return x if self.wiring.is_acn else self.y.to(x.dtype)
+        return (self.y + alpha * (x.to(self.y.dtype) - self.y)).to(x.dtype)
+
+
+def add_term(y: Tensor | None, x: Tensor, scale: Scale) -> Tensor:
+    """``y + scale * x`` in the sum's dtype; y None is zero."""
+    if isinstance(scale, str):  # OMITTED
+        return torch.zeros_like(x, dtype=sum_dtype(x.dtype)) if y is None else y
+    wide = x.to(sum_dtype(x.dtype))
+    term = wide if scale is None else wide * scale
+    return term if y is None else y + term
+
+
+def _plus_share(x: Tensor, shortcut: Tensor, alpha: float | Tensor) -> Tensor:
+    """x + (1-alpha) * shortcut in x's dtype; alpha is 0.0 or a tensor between the ends."""
+    if isinstance(alpha, float):
+        return x + shortcut
+    return x + ((1 - alpha) * shortcut).to(x.dtype)

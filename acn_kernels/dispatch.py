@@ -1,0 +1,110 @@
+"""Which path an operation takes: Triton kernels, the native extension, or PyTorch's own kernels."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from acn_kernels import _extension
+
+BACKENDS = ("auto", "triton", "native", "torch")
+_TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+_NATIVE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+class Choice(NamedTuple):
+    """The path taken ("triton", "native" or "torch") and why."""
+
+    backend: str
+    reason: str
+
+
+def check_backend(backend: str) -> str:
+    """``backend`` itself; ValueError where it is none of :data:`BACKENDS`."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}; it takes one of {', '.join(BACKENDS)}")
+    return backend
+
+
+@functools.cache
+def _interpreted() -> bool:
+    # Triton reads the variable when a kernel is defined, so that later changes would mean nothing.
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@functools.cache
+def _triton_installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _triton_obstacle() -> str | None:
+    if not _triton_installed():
+        return "Triton is not installed"
+    if not torch.cuda.is_available() and not _interpreted():
+        return "torch sees no CUDA device"
+    return None
+
+
+def availability() -> dict[str, tuple[bool, str]]:
+    """For each path: whether it can run on this machine at all, and the reason."""
+    obstacle = _triton_obstacle()
+    native = _extension.module() is not None
+    where = "interpreted on the CPU" if _interpreted() else "on the GPU"
+    return {
+        "triton": (obstacle is None, obstacle or where),
+        "native": (native, f"extension {_extension.state()}"),
+        "torch": (True, f"torch {torch.__version__}"),
+    }
+
+
+def obstacle_to(backend: str, x: Tensor) -> str | None:
+    """Why ``backend`` cannot work on tensors like x; None where it can."""
+    if backend == "torch":
+        return None
+    if backend == "triton":
+        missing = _triton_obstacle()
+        if missing:
+            return missing
+        if not x.is_cuda and not _interpreted():
+            return f"the input is on {x.device.type}, Triton runs on cuda"
+        if x.dtype not in _TRITON_DTYPES:
+            return f"the Triton kernels take fp16, bf16 and fp32, the input is {x.dtype}"
+        from acn_kernels.kernels.launch import MAX_WIDTH
+
+        if x.shape[-1] > MAX_WIDTH:
+            return f"a row of {x.shape[-1]} does not fit a program's registers ({MAX_WIDTH})"
+        return None
+    if _extension.module() is None:
+        return f"the compiled extension is {_extension.state()}"
+    if x.device.type != "cpu":
+        return f"the input is on {x.device.type}, the native kernels run on cpu"
+    if x.dtype not in _NATIVE_DTYPES:
+        return f"the native kernels take floating-point tensors, the input is {x.dtype}"
+    return None
+
+
+def choose(backend: str, x: Tensor) -> Choice:
+    """The path for tensors like x.
+
+    Raises:
+        ValueError: ``backend`` is unknown.
+        RuntimeError: a path asked for by name cannot run; the message says what is missing.
+    """
+    check_backend(backend)
+    if backend != "auto":
+        obstacle = obstacle_to(backend, x)
+        if obstacle:
+            raise RuntimeError(f"backend={backend!r} cannot run: {obstacle}")
+        return Choice(backend, "asked for by name")
+    if x.is_cuda:
+        obstacle = obstacle_to("triton", x)
+        return Choice("torch", obstacle) if obstacle else Choice("triton", "the input is on a GPU")
+    if torch.compiler.is_compiling():
+        return Choice("torch", "torch.compile fuses PyTorch's own operations on a CPU")
+    obstacle = obstacle_to("native", x)
+    return Choice("torch", obstacle) if obstacle else Choice("native", "the input is on the CPU")

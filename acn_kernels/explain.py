@@ -1,0 +1,70 @@
+"""explain: which path each part of a stack takes for a given input, and why."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from acn_kernels.dispatch import choose
+from acn_kernels.norm_spec import NormSpec
+from acn_kernels.stack import FusedACNStack
+
+
+class Part(NamedTuple):
+    """One part of a stack: its name, the path it takes and the reason."""
+
+    name: str
+    path: str
+    reason: str
+
+
+class Explanation(list):
+    """The parts of a stack in the order in which they run; prints as a table."""
+
+    def __str__(self) -> str:
+        widths = [max(len(part[column]) for part in self) for column in (0, 1)]
+        return "\n".join(
+            f"{name:{widths[0]}}  {path:{widths[1]}}  {reason}" for name, path, reason in self
+        )
+
+
+def explain(stack: FusedACNStack, x: Tensor) -> Explanation:
+    """Which path each part of ``stack`` takes for inputs like x [..., D], and why.
+
+    The answer is for the mode at hand: under torch.no_grad() the running sum of inference, else
+    the fork and join of training.
+
+    Raises:
+        TypeError: ``stack`` is no FusedACNStack.
+        RuntimeError: the stack's backend, asked for by name, cannot run on x.
+    """
+    if not isinstance(stack, FusedACNStack):
+        raise TypeError(f"stack is a {type(stack).__name__}; it takes a FusedACNStack")
+    choice = choose(stack.backend, x)
+    parts = [Part(f"layers[{i}]", *_entry(stack, layer, choice)) for i, layer in enumerate(stack)]
+    fused = NormSpec.of(stack.norm) is not None or stack.norm is None
+    norm = "" if fused else f"; {type(stack.norm).__name__} runs as the module it is"
+    if stack.alpha != 1:
+        parts.append(Part("sum", "torch", f"alpha is {stack.alpha}: the sum runs along" + norm))
+    elif torch.is_grad_enabled():
+        parts.append(Part("sum", choice.backend, f"join, {choice.reason}" + norm))
+    else:
+        parts.append(Part("sum", choice.backend, f"running sum, {choice.reason}" + norm))
+    return Explanation(parts)
+
+
+def _entry(stack: FusedACNStack, layer, choice) -> tuple[str, str]:
+    norms = getattr(layer, "entry_norms", None)
+    if norms is None:
+        return "module", f"{type(layer).__name__} lists no entry_norms: called on u as it is"
+    unknown = [type(norm).__name__ for norm in norms if NormSpec.of(norm) is None]
+    if unknown:
+        return "module", f"entry norm {unknown[0]} is no plain LayerNorm or RMSNorm, or has hooks"
+    if stack.alpha != 1:
+        return choice.backend, f"norm only (alpha is {stack.alpha}), {choice.reason}"
+    if stack.direct_gradient_only:
+        return choice.backend, f"norm only (direct gradient only), {choice.reason}"
+    step = "fork" if torch.is_grad_enabled() else "accumulate_norm"
+    return choice.backend, f"{step}, {choice.reason}"

@@ -1,0 +1,274 @@
+"""The operations of an ACN, validated and documented; :mod:`acn_kernels.reference` is their truth.
+
+A layer's output x_i takes two ways: :func:`fork` sends norm(x_i) to the next layer and x_i itself,
+as a term, to the long sum; :func:`join` adds the terms up and normalises the sum (eq. 1 of
+arXiv 2506.09714). Without gradients, :func:`accumulate_norm` keeps a running sum instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from acn_kernels import torch_ops
+from acn_kernels.autograd.fork import Fork, Tap
+from acn_kernels.autograd.join import JoinNorm, JoinSum
+from acn_kernels.dispatch import choose
+from acn_kernels.norm_spec import NormSpec
+from acn_kernels.ops import compiled
+from acn_kernels.reference import sum_dtype
+from acn_kernels.rows import RowSelection
+
+
+class Term(NamedTuple):
+    """``scale * x`` on its way to the long sum, the product left to :func:`join`.
+
+    x: [..., T, D], or its selected rows [..., R, D]. scale: None (one) or a 0-dim tensor, which
+    gets its gradient from the tap or fork that made the term.
+    """
+
+    x: Tensor
+    scale: Tensor | None = None
+
+
+def tap(x: Tensor, scale: Tensor | None = None, rows: RowSelection | None = None) -> Term:
+    """The term ``scale * x`` of the long sum.
+
+    Args:
+        x: [..., T, D], floating point.
+        scale: None or a 0-dim tensor; where it requires a gradient, it gets <g, x>.
+        rows: the tokens that y keeps; None keeps all.
+
+    Raises:
+        TypeError, ValueError: x or ``scale`` is of another kind.
+    """
+    _check_input("x", x)
+    _check_scale(scale)
+    if scale is None and rows is None:
+        return Term(x)
+    return Term(Tap.apply(x, scale, None if rows is None else rows.index), _detached(scale))
+
+
+def norm(x: Tensor, spec: NormSpec, backend: str = "auto") -> Tensor:
+    """LayerNorm or RMSNorm of x [..., D] over the last axis, in x's dtype."""
+    return _fork(x, spec, None, None, backend)[0]
+
+
+def fork(
+    x: Tensor,
+    spec: NormSpec,
+    scale: Tensor | None = None,
+    rows: RowSelection | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Term]:
+    """norm(x) for the next layer, and the term ``scale * x`` of the long sum.
+
+    The backward pass returns ``normbwd(dh) + scale * g`` from one kernel: the direct gradient
+    (the "1" in Table 1 of the paper) costs no pass and no tensor of its own.
+
+    Args:
+        x: [..., T, D], floating point.
+        spec: the norm; weight and bias [D].
+        scale, rows: as in :func:`tap`.
+        backend: "auto", "triton", "native" or "torch".
+
+    Returns:
+        (h like x, term).
+
+    Raises:
+        TypeError, ValueError: an argument is of another kind, shape, dtype or device.
+        RuntimeError: a backend asked for by name cannot run here.
+    """
+    _check_scale(scale)
+    h, term = _fork(x, spec, scale, rows, backend)
+    return h, Term(term, _detached(scale))
+
+
+def _fork(x, spec, scale, rows, backend):
+    _check_input("x", x)
+    _check_norm(x, spec)
+    index, row_map = (None, None) if rows is None else rows
+    h, term, _, _ = Fork.apply(
+        x, spec.weight, spec.bias, scale, index, row_map,
+        spec.eps_for(x.dtype), spec.kind, choose(backend, x).backend,
+    )  # fmt: skip
+    return h, term
+
+
+def join(
+    terms: Sequence[Term | Tensor],
+    spec: NormSpec | None = None,
+    backend: str = "auto",
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """``norm(sum_i a_i x_i)``: the long sum of eq. 1, added in fp32 and rounded once.
+
+    The backward pass computes g = dL/d(sum) once and hands the same tensor to every term.
+
+    Args:
+        terms: at least one; plain tensors count as terms with scale one. All of one shape.
+        spec: the final norm, or None for the bare sum.
+        backend: "auto", "triton", "native" or "torch".
+        out_dtype: dtype of the result; default the terms' own.
+
+    Raises:
+        ValueError: no terms, or terms that differ in shape or device.
+        TypeError: terms that differ in dtype outside autocast.
+        RuntimeError: a backend asked for by name cannot run here.
+    """
+    terms = [term if isinstance(term, Term) else Term(term) for term in terms]
+    if not terms:
+        raise ValueError("terms is empty; the long sum takes at least one term")
+    first = terms[0].x
+    for i, (x, scale) in enumerate(terms):
+        _check_input(f"terms[{i}]", x)
+        _check_like_first(i, x, first)
+        _check_scale(scale)
+    if spec is not None:
+        _check_norm(first, spec)
+    out_dtype = out_dtype or first.dtype
+    xs = [x for x, _ in terms]
+    scales = _stacked([scale for _, scale in terms], first)
+    eps = 0.0 if spec is None else spec.eps_for(first.dtype)
+    kind, weight, bias = ("none", None, None) if spec is None else spec[:3]
+    backend = choose(backend, first).backend
+    if backend == "torch":
+        y = JoinSum.apply(scales, *xs)
+        return torch_ops.norm(y, weight, bias, eps, kind).to(out_dtype)
+    return JoinNorm.apply(scales, weight, bias, eps, kind, out_dtype, backend, *xs)[0]
+
+
+def accumulate_norm(
+    x: Tensor,
+    y: Tensor | None = None,
+    spec: NormSpec | None = None,
+    scale: Tensor | None = None,
+    alpha: float = 1.0,
+    rows: RowSelection | None = None,
+    backend: str = "auto",
+    out_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One step of inference: ``y' = y + scale*x``, ``u = alpha*x + (1-alpha)*y'``, norm(u).
+
+    Has no gradient: y is updated in place. Use :func:`fork` and :func:`join` to train.
+
+    Args:
+        x: [..., T, D], the latest layer's output.
+        y: the running sum in fp32 (fp64 for fp64), packed, of x's shape or its selected rows;
+            None starts a new one.
+        spec: the norm of the next layer (or, with alpha 0, of the head); None returns u.
+        scale, rows: as in :func:`tap`; with ``rows``, alpha is 1.
+        alpha: in [0, 1].
+        out_dtype: dtype of the first result; default x's.
+
+    Returns:
+        (norm(u) or u, y').
+
+    Raises:
+        TypeError, ValueError: an argument is of another kind, shape, dtype or device.
+        RuntimeError: a backend asked for by name cannot run here, or a gradient is being recorded.
+    """
+    _check_input("x", x)
+    _check_scale(scale)
+    if torch.is_grad_enabled() and (x.requires_grad or (y is not None and y.requires_grad)):
+        raise RuntimeError(
+            "accumulate_norm has no gradient; call it under torch.no_grad() or use fork and join"
+        )
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is {alpha}; it takes a number from 0 to 1")
+    if rows is not None and alpha != 1:
+        raise ValueError(f"rows is given with alpha {alpha}; a partial sum takes alpha 1")
+    if spec is not None:
+        _check_norm(x, spec)
+    shape = x.shape if rows is None else (*x.shape[:-2], len(rows.index), x.shape[-1])
+    first = y is None
+    if first:
+        y = torch.empty(shape, dtype=sum_dtype(x.dtype), device=x.device)
+    elif y.shape != shape or y.dtype != sum_dtype(x.dtype) or not y.is_contiguous():
+        raise ValueError(
+            f"y is {y.dtype} of shape {tuple(y.shape)} and strides {y.stride()}; "
+            f"the sum of x is {sum_dtype(x.dtype)}, packed, of shape {tuple(shape)}"
+        )
+    eps = 0.0 if spec is None else spec.eps_for(x.dtype)
+    kind, weight, bias = ("none", None, None) if spec is None else spec[:3]
+    index, row_map = (None, None) if rows is None else rows
+    backend = choose(backend, x).backend
+    out_dtype = out_dtype or x.dtype
+    if backend == "torch":
+        h = torch_ops.accumulate_norm(
+            x, y, first, scale, alpha, index, weight, bias, eps, kind, out_dtype
+        )
+    else:
+        h = compiled(backend).accumulate_norm(
+            x, y, first, scale, alpha, row_map, weight, bias, eps, kind, out_dtype
+        )
+    return h, y
+
+
+def _detached(scale: Tensor | None) -> Tensor | None:
+    return None if scale is None else scale.detach()
+
+
+def _stacked(scales: list[Tensor | None], like: Tensor) -> Tensor | None:
+    """The terms' scales as one tensor [L+1]; None where every one of them is one."""
+    if all(scale is None for scale in scales):
+        return None
+    dtype = sum_dtype(like.dtype)
+    one = torch.ones((), dtype=dtype, device=like.device)
+    return torch.stack([one if scale is None else scale.detach().to(dtype) for scale in scales])
+
+
+def _check_input(name: str, x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} is a {type(x).__name__}; it takes a tensor")
+    if not x.is_floating_point():
+        raise TypeError(f"{name} has dtype {x.dtype}; it takes a floating-point tensor")
+    if x.dim() == 0 or x.shape[-1] == 0:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}; it takes [..., D] with D at least 1")
+
+
+def _check_scale(scale: Tensor | None) -> None:
+    if scale is None:
+        return
+    if not isinstance(scale, Tensor):
+        raise TypeError(f"scale is a {type(scale).__name__}; it takes None or a 0-dim tensor")
+    if scale.dim() != 0 or not scale.is_floating_point():
+        raise ValueError(
+            f"scale is {scale.dtype} of shape {tuple(scale.shape)}; it takes a 0-dim float tensor"
+        )
+
+
+def _check_norm(x: Tensor, spec: NormSpec) -> None:
+    if not isinstance(spec, NormSpec):
+        raise TypeError(f"spec is a {type(spec).__name__}; it takes an acn_kernels.NormSpec")
+    if spec.kind not in ("layer", "rms"):
+        raise ValueError(f"spec.kind is {spec.kind!r}; it takes 'layer' or 'rms'")
+    for name in ("weight", "bias"):
+        parameter = getattr(spec, name)
+        if parameter is None:
+            continue
+        if parameter.shape != x.shape[-1:]:
+            raise ValueError(
+                f"spec.{name} has shape {tuple(parameter.shape)}; rows of {x.shape[-1]} take "
+                f"({x.shape[-1]},)"
+            )
+        if parameter.device != x.device:
+            raise ValueError(f"spec.{name} is on {parameter.device}, x on {x.device}")
+
+
+def _check_like_first(i: int, x: Tensor, first: Tensor) -> None:
+    if x.shape != first.shape:
+        raise ValueError(
+            f"terms[{i}] has shape {tuple(x.shape)}, terms[0] has {tuple(first.shape)}; "
+            "the terms of one sum have one shape"
+        )
+    if x.device != first.device:
+        raise ValueError(f"terms[{i}] is on {x.device}, terms[0] on {first.device}")
+    if x.dtype != first.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(
+            f"terms[{i}] has dtype {x.dtype}, terms[0] has {first.dtype}; "
+            "the terms of one sum have one dtype, except under autocast"
+        )

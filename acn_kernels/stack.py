@@ -1,0 +1,331 @@
+"""FusedACNStack: layers wired by long connections, in place of a ModuleList of residual blocks."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as checkpointed
+
+from acn_kernels import functional, torch_ops
+from acn_kernels.connection import (
+    OMITTED,
+    Connection,
+    LongConnection,
+    MixedStream,
+    RunningSum,
+    Scale,
+    Wiring,
+    add_term,
+)
+from acn_kernels.dispatch import check_backend
+from acn_kernels.layer_list import LayerList
+from acn_kernels.norm_spec import NormSpec
+from acn_kernels.reference import sum_dtype
+from acn_kernels.rows import Rows
+from acn_kernels.scales import check_scales, parse_scales
+from acn_kernels.validation import (
+    check_alpha,
+    check_depth,
+    check_flag,
+    check_granularity,
+    check_layer_output,
+    check_stack_input,
+)
+
+
+class FusedACNStack(LayerList):
+    """``u_i = alpha x_{i-1} + (1-alpha) y_{i-1}``, ``x_i = f_i(u_i)``, ``y_i = y_{i-1} + a_i x_i``.
+
+    With alpha = 1, the default, this is the Auto-Compressing Network of arXiv 2506.09714, eq. 1;
+    with alpha = 0 the residual network of the same layers. An ``nn.ModuleList`` of the layers, so
+    it stands where ``blocks = nn.ModuleList([...])`` or ``nn.Sequential(...)`` stood and keeps the
+    state-dict keys.
+
+    Args:
+        layers: modules that map [..., D] to the same shape, without a short connection of their
+            own. Those of :mod:`acn_kernels.blocks` have their entry norm fused.
+        norm: the final norm, applied to y; None returns y itself.
+        alpha: in [0, 1]; may be set between steps.
+        scales: a_0 .. a_L (a_1 .. a_L without the input), one for every term of the sum: a
+            sequence or tensor is fixed, an ``nn.Parameter`` learned from its values, "learned"
+            learned from one; None is one throughout. Under granularity "sublayer" every attention
+            and MLP is a term.
+        include_input: whether the input x_0 is a term of the sum (it is in the paper).
+        rows: the tokens of y that the head reads: None (all), "first", "last", a slice or a 1-D
+            index tensor along axis -2. y then has only those, in a token axis of their length.
+        granularity: "block", or "sublayer": attention and MLP are layers of their own.
+        direct_gradient_only: each layer's input is detached, so that it trains on the direct
+            gradient alone (the paper's DG-only ACN).
+        checkpoint: recompute every layer in the backward pass instead of keeping its activations.
+        backend: "auto", "triton", "native" or "torch"; see :func:`acn_kernels.explain`.
+
+    Raises:
+        TypeError, ValueError: naming the argument, its value and what is accepted.
+    """
+
+    _granularity = "block"  # until __init__ has the layers in place
+
+    def __init__(
+        self,
+        layers: Sequence[nn.Module],
+        norm: nn.Module | None = None,
+        *,
+        alpha: float = 1.0,
+        scales: str | Sequence[float] | Tensor | None = None,
+        include_input: bool = True,
+        rows: str | slice | Tensor | None = None,
+        granularity: str = "block",
+        direct_gradient_only: bool = False,
+        checkpoint: bool = False,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(layers)
+        if norm is not None and not isinstance(norm, nn.Module):
+            raise TypeError(f"norm is a {type(norm).__name__}; it takes None or an nn.Module")
+        self.norm = norm
+        self.alpha = alpha
+        self.include_input = check_flag("include_input", include_input)
+        self.rows = rows
+        self.granularity = granularity
+        self.direct_gradient_only = check_flag("direct_gradient_only", direct_gradient_only)
+        self.checkpoint = check_flag("checkpoint", checkpoint)
+        self.backend = check_backend(backend)
+        scales = parse_scales(scales, self._term_count())
+        if scales is None or isinstance(scales, nn.Parameter):
+            self.scales = scales
+        else:
+            self.register_buffer("scales", scales, persistent=False)
+        if not include_input and not len(self):
+            raise ValueError("layers is empty and include_input is False; the sum takes a term")
+
+    @property
+    def alpha(self) -> float:
+        """1 is the ACN, 0 the residual network; a number in [0, 1]."""
+        return self._alpha
+
+    @alpha.setter
+    def alpha(self, alpha: float) -> None:
+        self._alpha = check_alpha(alpha)
+        # Between the ends alpha is data, so that annealing it recompiles nothing.
+        between = 0 < self._alpha < 1
+        self._mix = torch.tensor(self._alpha, dtype=torch.float64) if between else None
+
+    @property
+    def rows(self) -> str | slice | Tensor | None:
+        """The tokens of y that the head reads; None is all."""
+        return self._rows_given
+
+    @rows.setter
+    def rows(self, rows: str | slice | Tensor | None) -> None:
+        self._rows_given = rows
+        self._rows = None if rows is None else Rows(rows)
+
+    @property
+    def granularity(self) -> str:
+        """ "block" or "sublayer": what counts as one layer of the equation."""
+        return self._granularity
+
+    @granularity.setter
+    def granularity(self, granularity: str) -> None:
+        check_granularity(granularity, self)
+        self._granularity = granularity
+
+    def forward(self, x: Tensor, *args, depth: int | None = None, **kwargs) -> Tensor:
+        """norm(y_depth) for the input x [..., D]; ``args`` and ``kwargs`` reach every layer.
+
+        Args:
+            x: floating point, [..., T, D] where ``rows`` is set.
+            depth: layers to run, in [0, len(self)]; None runs all.
+
+        Returns:
+            Of x's shape and dtype (the sum's dtype under autocast); the token axis has the length
+            of the selection where ``rows`` is set.
+
+        Raises:
+            TypeError, ValueError: naming the argument, or the layer that changes shape or dtype.
+            RuntimeError: a backend asked for by name cannot run.
+        """
+        depth = check_depth(depth, len(self), self.include_input)
+        wiring = self._wiring(x)
+        scales = self._scales_by_layer(depth)
+        last = scales[-1][0]
+        if wiring.is_acn:
+            if torch.is_grad_enabled():
+                return self._joined(x, wiring, scales, args, kwargs)
+            kind: type[Connection] = RunningSum
+        else:
+            kind = MixedStream
+        y = None
+        for i, layer in enumerate(self._numbered()[:depth]):
+            x, y = self._step(kind, i, layer, x, y, wiring, scales[i], args, kwargs)
+        x = self._selected(x, wiring)
+        if kind is MixedStream:
+            y = y if depth == 0 else self._selected(y, wiring)
+            return self._head_norm(add_term(y, x, last), x)
+        spec = NormSpec.of(self.norm)
+        if spec is None or last is OMITTED:
+            return self._head_norm(torch_ops.add_into(y, x, last), x)
+        out_dtype = self._out_dtype(x)
+        return functional.accumulate_norm(x, y, spec, last, 0.0, None, self.backend, out_dtype)[0]
+
+    def _joined(self, x, wiring, scales, args, kwargs) -> Tensor:
+        """alpha = 1 with gradients: every layer forks, and one join sums all terms at the end."""
+        terms = []
+        for i, layer in enumerate(self._numbered()[: len(scales) - 1]):
+            x, forked = self._step(
+                LongConnection, i, layer, x, None, wiring, scales[i], args, kwargs
+            )
+            terms += forked
+        terms.append(functional.tap(x, scales[-1][0], wiring.rows))
+        spec = NormSpec.of(self.norm)
+        dtype = self._out_dtype(x)
+        y = functional.join(terms, spec, self.backend, dtype)
+        return y if spec is not None or self.norm is None else self.norm(y)
+
+    def forward_intermediates(
+        self, x: Tensor, *args, indices: Sequence[int] | None = None, **kwargs
+    ) -> list[Tensor]:
+        """The outputs of the sub-networks: norm(y_k) for every depth k in ``indices``.
+
+        Args:
+            x: as in :meth:`forward`.
+            indices: depths in [0, len(self)], negative ones from the end; None is every depth,
+                0 .. L (1 .. L without the input).
+
+        Returns:
+            One tensor per index, in that order; each equals ``self(x, depth=k)``.
+        """
+        wanted = self._checked_depths(indices)
+        deepest = max(wanted, default=0)
+        wiring = self._wiring(x)
+        scales = self._scales_by_layer(deepest)
+        outputs, y = {}, None
+        for depth in range(deepest + 1):
+            if depth in wanted:
+                # The next layer's connection adds the same term to the y that it walks on with.
+                reached = self._selected(add_term(y, x, scales[depth][0]), wiring)
+                outputs[depth] = self._head_norm(reached, x)
+            if depth < deepest:
+                x, y = self._step(
+                    MixedStream, depth, self[depth], x, y, wiring, scales[depth], args, kwargs
+                )
+        return [outputs[k] for k in wanted]
+
+    def truncate(self, k: int) -> FusedACNStack:
+        """The sub-network of the first k layers: an ordinary stack that shares the weights.
+
+        Raises:
+            TypeError, ValueError: k is not an integer in [0, len(self)].
+        """
+        return self[: check_depth(k, len(self), self.include_input, "k")]
+
+    def __getitem__(self, i: int | slice) -> nn.Module:
+        """The layer i, or a stack of the layers in a slice, with the same norm and options."""
+        if not isinstance(i, slice):
+            return super().__getitem__(i)
+        kept = range(len(self))[i]
+        return type(self)(
+            [self[k] for k in kept],
+            self.norm,
+            alpha=self.alpha,
+            scales=self._scales_of(kept),
+            include_input=self.include_input,
+            rows=self.rows,
+            granularity=self.granularity,
+            direct_gradient_only=self.direct_gradient_only,
+            checkpoint=self.checkpoint,
+            backend=self.backend,
+        ).train(self.training)
+
+    def _checked_depths(self, indices: Sequence[int] | None) -> list[int]:
+        if indices is None:
+            indices = range(0 if self.include_input else 1, len(self) + 1)
+        wanted = [k + len(self) + 1 if isinstance(k, int) and k < 0 else k for k in indices]
+        return [check_depth(k, len(self), self.include_input, "indices") for k in wanted]
+
+    def _step(self, kind, i, layer, x, y, wiring, scales, args, kwargs):
+        """Runs layers[i] on x; returns its output and what its connection carries on."""
+
+        def run(x, y):
+            connection = kind(wiring, iter(scales), y)
+            if hasattr(layer, "entry_norms"):
+                out = layer(x, *args, connection=connection, **kwargs)
+            else:
+                out = layer(connection.enter(x, None), *args, **kwargs)
+            return out, connection.carried
+
+        if self.checkpoint and torch.is_grad_enabled():
+            out, carried = checkpointed(run, x, y, use_reentrant=False)
+        else:
+            out, carried = run(x, y)
+        check_layer_output(i, layer, x, out)
+        return out, carried
+
+    def _wiring(self, x: Tensor) -> Wiring:
+        check_stack_input(x, self._rows, next(self.parameters(), None))
+        if self._mix is None and self._alpha == 0 and not self.include_input:
+            raise ValueError("include_input is False and alpha is 0; the first layer would read 0")
+        return Wiring(
+            alpha=self._alpha if self._mix is None else self._mix,
+            sublayers=self._granularity == "sublayer",
+            detach=self.direct_gradient_only,
+            rows=None if self._rows is None else self._rows.resolve(x.shape[-2], x.device),
+            backend=self.backend,
+        )
+
+    def _terms_of(self, layer: nn.Module) -> int:
+        return len(layer.entry_norms) if self._granularity == "sublayer" else 1
+
+    def _term_count(self) -> int:
+        return self.include_input + sum(self._terms_of(layer) for layer in self)
+
+    def _scales_by_layer(self, depth: int) -> list[list[Scale]]:
+        """For each of the first ``depth`` layers the scales of the terms that enter there, and in
+        the last place that of x_depth."""
+        counts = [self._terms_of(layer) for layer in self._numbered()[:depth]]
+        if self.scales is None:
+            flat: list[Scale] = [None] * (sum(counts) + 1)
+            if not self.include_input:
+                flat[0] = OMITTED
+        else:
+            check_scales(self.scales, self._term_count())
+            omitted = [] if self.include_input else [OMITTED]
+            flat = [*omitted, *self.scales.unbind()]
+        groups, at = [], 0
+        for count in (*counts, 1):
+            groups.append(flat[at : at + count])
+            at += count
+        return groups
+
+    def _scales_of(self, kept: range) -> Tensor | None:
+        """The scales of the input and of the kept layers; a prefix shares memory with ours."""
+        if self.scales is None:
+            return None
+        ends = list(itertools.accumulate(map(self._terms_of, self), initial=self.include_input))
+        if kept == range(len(kept)):
+            scales = self.scales.detach()[: ends[len(kept)]]
+        else:
+            chosen = [t for k in kept for t in range(ends[k], ends[k + 1])]
+            scales = self.scales.detach()[[*range(self.include_input), *chosen]]
+        learned = isinstance(self.scales, nn.Parameter)
+        return nn.Parameter(scales, self.scales.requires_grad) if learned else scales
+
+    def _selected(self, x: Tensor, wiring: Wiring) -> Tensor:
+        return x if wiring.rows is None else x.index_select(-2, wiring.rows.index)
+
+    def _out_dtype(self, x: Tensor) -> torch.dtype:
+        autocast = torch.is_autocast_enabled(x.device.type)
+        return sum_dtype(x.dtype) if autocast else x.dtype
+
+    def _head_norm(self, y: Tensor, x: Tensor) -> Tensor:
+        """The final norm of the sum y (fp32), in the dtype that goes with a last output like x."""
+        spec = NormSpec.of(self.norm)
+        dtype = self._out_dtype(x)
+        if spec is None:
+            y = y.to(dtype)
+            return y if self.norm is None else self.norm(y)
+        kind, weight, bias, _ = spec
+        return torch_ops.norm(y, weight, bias, spec.eps_for(x.dtype), kind).to(dtype)

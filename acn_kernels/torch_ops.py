@@ -1,0 +1,143 @@
+"""The operations on PyTorch's own kernels: same names and signatures as the compiled paths.
+
+Written from differentiable operations only, so that gradients of gradients exist here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from acn_kernels.reference import sum_dtype
+
+
+def norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, kind: str) -> Tensor:
+    """LayerNorm ("layer"), RMSNorm ("rms") or x itself ("none"), in the wider of the dtypes."""
+    if kind == "none":
+        return x
+    if weight is not None and weight.dtype != x.dtype:
+        wide = torch.promote_types(x.dtype, weight.dtype)
+        x, weight, bias = x.to(wide), weight.to(wide), None if bias is None else bias.to(wide)
+    if kind == "layer":
+        return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+    return F.rms_norm(x, x.shape[-1:], weight, eps)
+
+
+def fork_forward(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, kind: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """norm(x) in x's dtype, mean and rstd (both empty for RMSNorm, whose backward derives them)."""
+    if kind == "rms":
+        return norm(x, weight, bias, eps, kind).to(x.dtype), x.new_empty(0), x.new_empty(0)
+    wide = x if weight is None else x.to(torch.promote_types(x.dtype, weight.dtype))
+    h, mean, rstd = torch.native_layer_norm(wide, x.shape[-1:], weight, bias, eps)
+    return h.to(x.dtype), mean, rstd
+
+
+def fork_backward(
+    dh: Tensor,
+    g: Tensor | None,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    scale: Tensor | None,
+    row_index: Tensor | None,
+    eps: float,
+    kind: str,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """(dx, dweight, dbias, dscale); the direct gradient g is added into dx where it stands."""
+    backward = _layer_norm_backward if kind == "layer" else _rms_norm_backward
+    dx, dweight, dbias = backward(dh, x, weight, bias, mean, rstd, eps)
+    dscale = None
+    if g is not None:
+        add_direct(dx, g, scale, row_index)
+        dscale = direct_scale_gradient(g, x, scale, row_index)
+    return dx.to(x.dtype), dweight, dbias, dscale
+
+
+def add_direct(dx: Tensor, g: Tensor, scale: Tensor | None, row_index: Tensor | None) -> None:
+    """dx += scale * g, on the rows that g holds, in place."""
+    if row_index is not None:
+        dx.index_add_(-2, row_index, (g if scale is None else g * scale).to(dx.dtype))
+    elif scale is None:
+        dx.add_(g)
+    else:
+        dx.addcmul_(g, scale.to(dx.dtype))
+
+
+def direct_scale_gradient(
+    g: Tensor, x: Tensor, scale: Tensor | None, row_index: Tensor | None
+) -> Tensor | None:
+    """<g, x> over the rows that g holds, in ``scale``'s shape and dtype; None without a scale."""
+    if scale is None:
+        return None
+    wide = sum_dtype(x.dtype)
+    x = x if row_index is None else x.index_select(-2, row_index)
+    return (g.to(wide) * x.to(wide)).sum().reshape(scale.shape).to(scale.dtype)
+
+
+def _layer_norm_backward(dh, x, weight, bias, mean, rstd, eps):
+    wide = x if weight is None else x.to(torch.promote_types(x.dtype, weight.dtype))
+    return torch.ops.aten.native_layer_norm_backward(
+        dh.to(wide.dtype), wide, x.shape[-1:], mean, rstd, weight, bias,
+        [True, weight is not None, bias is not None],
+    )  # fmt: skip
+
+
+def _rms_norm_backward(dh, x, weight, bias, mean, rstd, eps):
+    wide, dh = x.to(sum_dtype(x.dtype)), dh.to(sum_dtype(x.dtype))
+    rstd = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    normed = wide * rstd
+    dweight = None
+    if weight is not None:
+        dweight = (dh * normed).flatten(0, -2).sum(0).to(weight.dtype)
+        dh = dh * weight
+    dx = (dh - normed * (dh * normed).mean(-1, keepdim=True)) * rstd
+    return dx, dweight, None
+
+
+def add_into(y: Tensor | None, x: Tensor, scale: Tensor | None) -> Tensor:
+    """y += scale * x in place; y None starts a sum of its own, in the sum's dtype."""
+    if y is None:
+        wide = x.to(sum_dtype(x.dtype), copy=True)
+        return wide if scale is None else wide.mul_(scale)
+    return y.add_(x) if scale is None else y.addcmul_(x, scale.to(y.dtype))
+
+
+def sum_terms(xs: Sequence[Tensor], scales: Tensor | None) -> Tensor:
+    """sum_i a_i x_i of same-shaped tensors in the sum's dtype, accumulated in place."""
+    y = None
+    for i, x in enumerate(xs):
+        y = add_into(y, x, None if scales is None else scales[i])
+    return y
+
+
+def accumulate_norm(
+    x: Tensor,
+    y: Tensor,
+    first: bool,
+    scale: Tensor | None,
+    alpha: float,
+    row_index: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    kind: str,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    """y += scale * x in place (or =, with ``first``); returns norm(alpha x + (1-alpha) y)."""
+    term = x if row_index is None else x.index_select(-2, row_index)
+    if first:
+        y.zero_()
+    add_into(y, term, scale)
+    u = x
+    if alpha == 0:
+        u = y
+    elif alpha != 1:
+        u = torch.lerp(y, x.to(y.dtype), alpha)
+    return norm(u, weight, bias, eps, kind).to(out_dtype)

@@ -1,0 +1,86 @@
+"""Checks at the edge of the stack: every error names the argument, its value and what it takes."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+GRANULARITIES = ("block", "sublayer")
+
+
+def check_alpha(alpha: float) -> float:
+    if isinstance(alpha, bool) or not isinstance(alpha, numbers.Real):
+        raise TypeError(f"alpha is a {type(alpha).__name__}; it takes a number from 0 to 1")
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is {alpha}; it takes a number from 0 (residual) to 1 (ACN)")
+    return float(alpha)
+
+
+def check_flag(name: str, value: bool) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}; it takes True or False")
+    return value
+
+
+def check_depth(depth: int | None, layers: int, include_input: bool, name: str = "depth") -> int:
+    """``depth``, or the number of layers where it is None."""
+    if depth is None:
+        depth = layers
+    if isinstance(depth, bool) or not isinstance(depth, (int, torch.SymInt)):
+        raise TypeError(f"{name} is {depth!r}; it takes an integer from 0 to {layers}")
+    if not 0 <= depth <= layers:
+        raise ValueError(f"{name} is {depth}; it takes an integer from 0 to {layers}")
+    if depth == 0 and not include_input:
+        raise ValueError(f"{name} is 0 and include_input is False; the sum takes a term")
+    return depth
+
+
+def check_granularity(granularity: str, layers: Iterable[nn.Module]) -> None:
+    if granularity not in GRANULARITIES:
+        raise ValueError(f"granularity is {granularity!r}; it takes 'block' or 'sublayer'")
+    if granularity == "block":
+        return
+    for i, layer in enumerate(layers):
+        if not hasattr(layer, "entry_norms"):
+            raise ValueError(
+                f"granularity is 'sublayer', but layers[{i}], a {type(layer).__name__}, has no "
+                "sublayers; it takes blocks that list entry_norms, as acn_kernels.blocks do"
+            )
+
+
+def check_stack_input(x: Tensor, rows: object, parameter: Tensor | None) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x is a {type(x).__name__}; it takes a tensor [..., D]")
+    if not x.is_floating_point():
+        raise TypeError(f"x has dtype {x.dtype}; it takes a floating-point tensor")
+    if x.dim() == 0 or x.shape[-1] == 0:
+        raise ValueError(f"x has shape {tuple(x.shape)}; it takes [..., D] with D at least 1")
+    if rows is not None and x.dim() < 2:
+        raise ValueError(
+            f"rows is set, but x has shape {tuple(x.shape)}; it takes [..., T, D] with tokens"
+        )
+    if parameter is None:
+        return
+    if parameter.device != x.device:
+        raise ValueError(f"x is on {x.device}, the layers are on {parameter.device}")
+
+
+def check_layer_output(i: int, layer: nn.Module, x: Tensor, out: Tensor) -> None:
+    name = f"layers[{i}] ({type(layer).__name__})"
+    if not isinstance(out, Tensor):
+        raise TypeError(f"{name} returned a {type(out).__name__}; a layer returns one tensor")
+    if out.shape != x.shape:
+        raise ValueError(
+            f"{name} turned shape {tuple(x.shape)} into {tuple(out.shape)}; "
+            "the layers of a long sum keep the shape"
+        )
+    if out.device != x.device:
+        raise ValueError(f"{name} moved its input from {x.device} to {out.device}")
+    if out.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(
+            f"{name} turned dtype {x.dtype} into {out.dtype}; "
+            "the layers of a long sum keep the dtype, except under autocast"
+        )
