@@ -39,6 +39,10 @@ class Wiring(NamedTuple):
         """alpha = 1 exactly: no short connection anywhere."""
         return isinstance(self.alpha, float) and self.alpha == 1
 
+    def selected(self, x: Tensor) -> Tensor:
+        """The rows of x that y keeps."""
+        return x if self.rows is None else x.index_select(-2, self.rows.index)
+
     def norm(self, x: Tensor, module: nn.Module | None) -> Tensor:
         """The norm of x, by the fused kernel where the module is one it knows."""
         if module is None:
@@ -125,8 +129,7 @@ class RunningSum(Connection):
         rows, backend = self.wiring.rows, self.wiring.backend
         if spec is None:
             # Without a norm the layer reads x itself: only the sum is left to compute.
-            term = x if rows is None else x.index_select(-2, rows.index)
-            self.y = torch_ops.add_into(self.y, term, scale)
+            self.y = torch_ops.add_into(self.y, self.wiring.selected(x), scale)
             return super().enter(x, norm)
         h, self.y = functional.accumulate_norm(x, self.y, spec, scale, 1.0, rows, backend)
         return h
@@ -136,7 +139,8 @@ class MixedStream(Connection):
     """Any alpha, with or without gradients: ``u = alpha x + (1-alpha) y``, y kept functional."""
 
     def enter(self, x: Tensor, norm: nn.Module | None) -> Tensor:
-        self.y = add_term(self.y, x, next(self.scales))
+        term = x if not self.wiring.is_acn else self.wiring.selected(x)
+        self.y = add_term(self.y, term, next(self.scales))
         return super().enter(self._mixed(x), norm)
 
     def _mixed(self, x: Tensor) -> Tensor:

@@ -150,26 +150,56 @@ class FusedACNStack(LayerList):
         """
         depth = check_depth(depth, len(self), self.include_input)
         wiring = self._wiring(x)
-        scales = self._scales_by_layer(depth)
-        last = scales[-1][0]
-        if wiring.is_acn:
-            if torch.is_grad_enabled():
-                return self._joined(x, wiring, scales, args, kwargs)
-            kind: type[Connection] = RunningSum
-        else:
-            kind = MixedStream
-        y = None
-        for i, layer in enumerate(self._numbered()[:depth]):
-            x, y = self._step(kind, i, layer, x, y, wiring, scales[i], args, kwargs)
-        x = self._selected(x, wiring)
-        if kind is MixedStream:
-            y = y if depth == 0 else self._selected(y, wiring)
-            return self._head_norm(add_term(y, x, last), x)
-        spec = NormSpec.of(self.norm)
-        if spec is None or last is OMITTED:
-            return self._head_norm(torch_ops.add_into(y, x, last), x)
-        out_dtype = self._out_dtype(x)
+        if wiring.is_acn and torch.is_grad_enabled():
+            return self._joined(x, wiring, self._scales_by_layer(depth), args, kwargs)
+        x, y = self._advance(x, None, 0, depth, wiring, args, kwargs)
+        spec, last = NormSpec.of(self.norm), self._scales_by_layer(depth)[-1][0]
+        if spec is None or not wiring.is_acn:
+            return self.output(x, y, depth)
+        # Nothing else reads y any more: its last term and the final norm are one pass.
+        x, out_dtype = wiring.selected(x), self._out_dtype(x)
         return functional.accumulate_norm(x, y, spec, last, 0.0, None, self.backend, out_dtype)[0]
+
+    def advance(
+        self,
+        x: Tensor,
+        y: Tensor | None = None,
+        *args,
+        start: int = 0,
+        stop: int | None = None,
+        **kwargs,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Runs layers[start:stop] from the state (x_start, y); returns (x_stop, y).
+
+        The state is what stages of a pipeline hand on, and what early exit keeps of the samples
+        that go on: x [..., D], and y, the sum of all terms *before* x (None: no term yet), in the
+        sum's dtype, with the selected rows alone where ``rows`` is set and alpha is 1.
+        :meth:`output` turns a state into the output at its depth. Without gradients and at
+        alpha = 1, y is updated in place.
+        """
+        stop = check_depth(stop, len(self), True, "stop")
+        start = check_depth(start, stop, True, "start")
+        return self._advance(x, y, start, stop, self._wiring(x), args, kwargs)
+
+    def output(self, x: Tensor, y: Tensor | None, depth: int) -> Tensor:
+        """norm(y_depth) from the state (x_depth, y) that :meth:`advance` returned."""
+        depth = check_depth(depth, len(self), self.include_input)
+        wiring = self._wiring(x)
+        if y is not None and not wiring.is_acn:
+            y = wiring.selected(y)
+        scale = self._scales_by_layer(depth)[-1][0]
+        return self._head_norm(add_term(y, wiring.selected(x), scale), x)
+
+    def _connection_kind(self, wiring: Wiring) -> type[Connection]:
+        in_place = wiring.is_acn and not torch.is_grad_enabled()
+        return RunningSum if in_place else MixedStream
+
+    def _advance(self, x, y, start, stop, wiring, args, kwargs):
+        kind = self._connection_kind(wiring)
+        scales = self._scales_by_layer(stop)
+        for i, layer in enumerate(self._numbered()[start:stop], start):
+            x, y = self._step(kind, i, layer, x, y, wiring, scales[i], args, kwargs)
+        return x, y
 
     def _joined(self, x, wiring, scales, args, kwargs) -> Tensor:
         """alpha = 1 with gradients: every layer forks, and one join sums all terms at the end."""
@@ -199,19 +229,10 @@ class FusedACNStack(LayerList):
             One tensor per index, in that order; each equals ``self(x, depth=k)``.
         """
         wanted = self._checked_depths(indices)
-        deepest = max(wanted, default=0)
-        wiring = self._wiring(x)
-        scales = self._scales_by_layer(deepest)
-        outputs, y = {}, None
-        for depth in range(deepest + 1):
-            if depth in wanted:
-                # The next layer's connection adds the same term to the y that it walks on with.
-                reached = self._selected(add_term(y, x, scales[depth][0]), wiring)
-                outputs[depth] = self._head_norm(reached, x)
-            if depth < deepest:
-                x, y = self._step(
-                    MixedStream, depth, self[depth], x, y, wiring, scales[depth], args, kwargs
-                )
+        outputs, y, depth = {}, None, 0
+        for k in sorted(set(wanted)):
+            x, y = self.advance(x, y, *args, start=depth, stop=k, **kwargs)
+            outputs[k], depth = self.output(x, y, k), k
         return [outputs[k] for k in wanted]
 
     def truncate(self, k: int) -> FusedACNStack:
@@ -312,9 +333,6 @@ class FusedACNStack(LayerList):
             scales = self.scales.detach()[[*range(self.include_input), *chosen]]
         learned = isinstance(self.scales, nn.Parameter)
         return nn.Parameter(scales, self.scales.requires_grad) if learned else scales
-
-    def _selected(self, x: Tensor, wiring: Wiring) -> Tensor:
-        return x if wiring.rows is None else x.index_select(-2, wiring.rows.index)
 
     def _out_dtype(self, x: Tensor) -> torch.dtype:
         autocast = torch.is_autocast_enabled(x.device.type)

@@ -23,7 +23,8 @@ def norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, kind
         x, weight, bias = x.to(wide), weight.to(wide), None if bias is None else bias.to(wide)
     if kind == "layer":
         return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
-    return F.rms_norm(x, x.shape[-1:], weight, eps)
+    normed = F.rms_norm(x, x.shape[-1:], weight, eps)
+    return normed if bias is None else normed + bias
 
 
 def fork_forward(
@@ -49,6 +50,7 @@ def fork_backward(
     row_index: Tensor | None,
     eps: float,
     kind: str,
+    scale_wanted: bool = True,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """(dx, dweight, dbias, dscale); the direct gradient g is added into dx where it stands."""
     backward = _layer_norm_backward if kind == "layer" else _rms_norm_backward
@@ -56,7 +58,8 @@ def fork_backward(
     dscale = None
     if g is not None:
         add_direct(dx, g, scale, row_index)
-        dscale = direct_scale_gradient(g, x, scale, row_index)
+        if scale_wanted:
+            dscale = direct_scale_gradient(g, x, scale, row_index)
     return dx.to(x.dtype), dweight, dbias, dscale
 
 
@@ -73,12 +76,12 @@ def add_direct(dx: Tensor, g: Tensor, scale: Tensor | None, row_index: Tensor | 
 def direct_scale_gradient(
     g: Tensor, x: Tensor, scale: Tensor | None, row_index: Tensor | None
 ) -> Tensor | None:
-    """<g, x> over the rows that g holds, in ``scale``'s shape and dtype; None without a scale."""
+    """<g, x> over the rows that g holds, in ``scale``'s dtype; None without a scale."""
     if scale is None:
         return None
     wide = sum_dtype(x.dtype)
     x = x if row_index is None else x.index_select(-2, row_index)
-    return (g.to(wide) * x.to(wide)).sum().reshape(scale.shape).to(scale.dtype)
+    return (g.to(wide) * x.to(wide)).sum().to(scale.dtype)
 
 
 def _layer_norm_backward(dh, x, weight, bias, mean, rstd, eps):
@@ -94,11 +97,12 @@ def _rms_norm_backward(dh, x, weight, bias, mean, rstd, eps):
     rstd = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     normed = wide * rstd
     dweight = None
+    dbias = None if bias is None else dh.flatten(0, -2).sum(0).to(bias.dtype)
     if weight is not None:
         dweight = (dh * normed).flatten(0, -2).sum(0).to(weight.dtype)
         dh = dh * weight
     dx = (dh - normed * (dh * normed).mean(-1, keepdim=True)) * rstd
-    return dx, dweight, None
+    return dx, dweight, dbias
 
 
 def add_into(y: Tensor | None, x: Tensor, scale: Tensor | None) -> Tensor:

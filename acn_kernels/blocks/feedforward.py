@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
+from acn_kernels.connection import Connection, Wiring
 from acn_kernels.stack import FusedACNStack
 
 
@@ -21,16 +20,9 @@ class FeedForwardStack(FusedACNStack):
         depth = len(self) if depth is None else depth
         return self.forward_intermediates(x, *args, indices=[depth], **kwargs)[0]
 
-    def forward_intermediates(
-        self, x: Tensor, *args, indices: Sequence[int] | None = None, **kwargs
-    ) -> list[Tensor]:
-        """norm(x_k) for every depth k in ``indices``; None is 0 .. L."""
-        wanted = self._checked_depths(indices)
-        wiring = self._wiring(x)
-        outputs = {}
-        for depth in range(max(wanted, default=0) + 1):
-            if depth:
-                x = self[depth - 1](x, *args, **kwargs)
-            if depth in wanted:
-                outputs[depth] = self._head_norm(self._selected(x, wiring), x)
-        return [outputs[k] for k in wanted]
+    def output(self, x: Tensor, y: Tensor | None, depth: int) -> Tensor:
+        """norm(x_depth): there is no sum."""
+        return self._head_norm(self._wiring(x).selected(x), x)
+
+    def _connection_kind(self, wiring: Wiring) -> type[Connection]:
+        return Connection

@@ -87,6 +87,6 @@ def accumulate_norm(
             FIRST=first, HAS_SCALE=scale is not None, HAS_ROWS=row_map is not None,
             MIX=alpha != 1, NORM=kind != "none", RMS=kind == "rms",
             HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None,
-            **tile.constexprs(), num_warps=tile.warps,
+            **tile.launch_options(),
         )  # fmt: skip
     return h

@@ -128,7 +128,7 @@ def fork_forward(
     fork_forward_kernel[(triton.cdiv(rows, tile.rows),)](
         source, h, mean, rstd, weight, bias, rows, width, source.stride(0), eps,
         RMS=rms, HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None,
-        **tile.constexprs(), num_warps=tile.warps,
+        **tile.launch_options(),
     )  # fmt: skip
     return h, mean, rstd
 
@@ -157,6 +157,7 @@ def fork_backward(
     tile = row_tile(width)
     programs = persistent_programs(x.device, triton.cdiv(rows, tile.rows))
     has_scale = scale is not None and g is not None
+    has_rows = row_map is not None and g is not None
 
     def shares(wanted: bool, *shape: int) -> Tensor:
         return x.new_empty(shape if wanted else 0, dtype=torch.float32)
@@ -168,12 +169,11 @@ def fork_backward(
         fork_backward_kernel[(programs,)](
             dh_rows, x_rows, g_rows, dx, weight, mean, rstd, scale, row_map,
             dweight, dbias, dscale,
-            rows, width, x.shape[-2] if row_map is not None else 1,
-            g.shape[-2] if row_map is not None else 1,
+            rows, width, x.shape[-2] if has_rows else 1, g.shape[-2] if has_rows else 1,
             dh_rows.stride(0), x_rows.stride(0), g_rows.stride(0),
             RMS=kind == "rms", HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None,
-            HAS_DIRECT=g is not None, HAS_SCALE=has_scale, HAS_ROWS=row_map is not None,
-            **tile.constexprs(), num_warps=tile.warps,
+            HAS_DIRECT=g is not None, HAS_SCALE=has_scale, HAS_ROWS=has_rows,
+            **tile.launch_options(),
         )  # fmt: skip
     return (
         dx,

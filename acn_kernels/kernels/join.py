@@ -13,7 +13,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from acn_kernels.kernels.launch import MAX_SOURCES, as_rows, row_tile
+from acn_kernels.kernels.launch import (
+    JOIN_REGISTERS_PER_THREAD,
+    MAX_SOURCES,
+    as_rows,
+    row_tile,
+)
 
 
 @triton.jit
@@ -90,6 +95,6 @@ def join_forward(
                 HAS_SCALES=scales is not None, CARRY=first > 0, STORE_Y=norm or not last,
                 NORM=norm and last, RMS=kind == "rms",
                 HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None,
-                **tile.constexprs(), num_warps=tile.warps,
+                **tile.launch_options(JOIN_REGISTERS_PER_THREAD),
             )  # fmt: skip
     return out, (y if norm else y.new_empty(0)), mean, rstd

@@ -8,13 +8,16 @@ import torch
 import triton
 from torch import Tensor
 
-# One program holds whole rows in registers; past this width a row no longer fits without spills.
-MAX_WIDTH = 16384
+# One program holds whole rows in registers; a wider one spills in the backward pass.
+MAX_WIDTH = 4096
 # Sources of the long sum that one launch reads; deeper stacks carry the sum on in fp32.
-MAX_SOURCES = 64
+MAX_SOURCES = 16
 _TILE_ELEMENTS = 2048
-_ELEMENTS_PER_THREAD = 16
-_PROGRAMS_PER_MULTIPROCESSOR = 4
+_ELEMENTS_PER_THREAD = 8  # one 16-byte access in half precision
+# Left to itself, ptxas spills a few bytes to reach an occupancy that these kernels do not need.
+_REGISTERS_PER_THREAD = 96
+JOIN_REGISTERS_PER_THREAD = 128  # all sources' loads are in flight at once
+_PROGRAMS_PER_MULTIPROCESSOR = 2
 
 
 class RowTile(NamedTuple):
@@ -24,8 +27,14 @@ class RowTile(NamedTuple):
     width: int
     warps: int
 
-    def constexprs(self) -> dict[str, int]:
-        return {"TILE_ROWS": self.rows, "TILE_WIDTH": self.width}
+    def launch_options(self, registers: int = _REGISTERS_PER_THREAD) -> dict[str, int]:
+        """The keyword arguments that every launch over this tile passes."""
+        return {
+            "TILE_ROWS": self.rows,
+            "TILE_WIDTH": self.width,
+            "num_warps": self.warps,
+            "maxnreg": registers,
+        }
 
 
 def row_tile(width: int) -> RowTile:

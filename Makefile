@@ -1,0 +1,34 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-all lint clean
+
+demo: $(READY)
+	$(BIN)/acn-kernels demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+	TRITON_INTERPRET=0 $(BIN)/python -m pytest tests/test_aot.py
+
+test-all: $(READY)
+	$(BIN)/python -m pytest -m "not gpu"
+	TRITON_INTERPRET=0 $(BIN)/python -m pytest -m "not gpu" tests/test_aot.py
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# torch goes first, so that nothing after it pulls another one; the extension is compiled against
+# it, which is why the build is not isolated.
+$(READY): constraints.txt pyproject.toml setup.py $(shell find csrc -name '*.cpp' -o -name '*.h')
+	$(PYTHON) -m venv --clear $(VENV)
+	$(PIP) torch
+	$(PIP) setuptools wheel ninja pybind11 ruff
+	$(PIP) --no-build-isolation --editable '.[demo,triton,test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info acn_kernels/*.so

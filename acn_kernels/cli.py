@@ -1,0 +1,78 @@
+"""The command ``acn-kernels``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from acn_kernels import __version__
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one subcommand; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="acn-kernels", description=__doc__.strip())
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    demo = commands.add_parser(
+        "demo", help="train an ACN and its residual twin on real digits, cut it, time it"
+    )
+    demo.add_argument("--seeds", type=int, default=1, help="repeat; mean and spread are shown")
+    demo.add_argument("--epochs", type=int, default=30)
+    demo.add_argument(
+        "--max-drop", type=float, default=0.01, help="accuracy that cutting may cost (0.01)"
+    )
+    demo.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+    demo.add_argument("--out", default="runs/demo", metavar="DIR", help="where files are left")
+    demo.add_argument("--json", action="store_true", help="print JSON")
+    demo.set_defaults(run=_demo)
+
+    doctor = commands.add_parser("doctor", help="versions, what was found, which paths work")
+    doctor.add_argument(
+        "--compile",
+        metavar="TARGETS",
+        type=lambda text: text.split(","),
+        help="compile every Triton kernel ahead of time for sm_80,sm_90,sm_100 (or some of them)",
+    )
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+    doctor.set_defaults(run=_doctor)
+
+    arguments = parser.parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except ValueError as error:
+        print(f"acn-kernels {arguments.command}: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        extra = {"sklearn": "demo", "matplotlib": "demo"}.get(error.name)
+        if extra is None:
+            raise
+        print(f"{error}; pip install 'acn-kernels[{extra}]' brings it", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from acn_kernels.demo.main import run_demo
+
+    return run_demo(
+        arguments.out,
+        seeds=arguments.seeds,
+        epochs=arguments.epochs,
+        max_drop=arguments.max_drop,
+        device=arguments.device,
+        as_json=arguments.json,
+    )
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from acn_kernels import doctor
+
+    return doctor.main(arguments.compile, arguments.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""One seed of the demonstration: train the twins, find where to cut, measure what it saves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from acn_kernels.demo.timing import interleaved_medians
+from acn_kernels.inference import EarlyExit, cutoff_depth, exit_threshold, probe_logits
+from acn_kernels.inference.probe import accuracy_by_depth
+from acn_kernels.models import ImageClassifier, Model, create
+from acn_kernels.training.digits import Split, load_digits
+from acn_kernels.training.fit import fit_side_by_side
+
+PRESET = "acn_mixer_digits"
+NETWORKS = ("acn", "residual")
+BATCHES = (1, 32, 512)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was measured of one network. Accuracies are on the test set, in [0, 1]; cutoff and
+    threshold (nats) were chosen on the calibration set; times are milliseconds per batch."""
+
+    model: ImageClassifier
+    accuracy: Tensor  # [L+1], by depth
+    cutoff: int
+    threshold: float
+    exit_accuracy: float
+    exit_depth: float  # mean over the test set
+    train_seconds: float
+    milliseconds: dict[int, dict[str, float]]  # batch -> way -> ms
+
+
+def run_seed(
+    seed: int, epochs: int, max_drop: float, device: str, progress: bool = True
+) -> dict[str, Outcome]:
+    """Trains the twins from one seed on the same batches and measures both."""
+    digits = load_digits(seed)
+    train, calibration, test = (Split(*(part.to(device) for part in split)) for split in digits)
+    models = {}
+    for wiring in NETWORKS:
+        torch.manual_seed(seed)
+        models[wiring] = create(PRESET, wiring=wiring).to(device)
+    seconds = fit_side_by_side(models, train, epochs=epochs, seed=seed, progress=progress)
+    return {
+        wiring: _measure(model.eval(), calibration, test, max_drop, seconds[wiring])
+        for wiring, model in models.items()
+    }
+
+
+def _measure(
+    model: ImageClassifier, calibration: Split, test: Split, max_drop: float, seconds: float
+) -> Outcome:
+    logits, labels = probe_logits(model, [calibration])
+    exits = range(1, model.config.depth)
+    cutoff = cutoff_depth(accuracy_by_depth(logits, labels), max_drop)
+    threshold = exit_threshold(logits, labels, exits, max_drop)
+    early = EarlyExit(model, exits, threshold)
+    left = early(test.images)
+    ways = {"full": model, "truncated": model.truncate(cutoff), "early exit": early}
+    return Outcome(
+        model=model,
+        accuracy=accuracy_by_depth(*probe_logits(model, [test])).cpu(),
+        cutoff=cutoff,
+        threshold=threshold,
+        exit_accuracy=(left.logits.argmax(-1) == test.labels).double().mean().item(),
+        exit_depth=left.depth.double().mean().item(),
+        train_seconds=seconds,
+        milliseconds={
+            batch: interleaved_medians(ways, _batch_of(test.images, batch)) for batch in BATCHES
+        },
+    )
+
+
+def _batch_of(images: Tensor, size: int) -> Tensor:
+    """``size`` images, repeating where the set is smaller."""
+    return images[torch.arange(size, device=images.device) % len(images)]
+
+
+def reloads_exactly(short: ImageClassifier, folder: str, images: Tensor) -> bool:
+    """Saves the cut model into ``folder``, loads it anew and compares every logit bit for bit."""
+    short.save_pretrained(folder)
+    loaded = Model.from_pretrained(folder).to(images.device).eval()
+    with torch.no_grad():
+        return torch.equal(loaded(images), short(images))

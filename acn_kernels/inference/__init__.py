@@ -1,0 +1,15 @@
+"""Running less than the whole network: probing sub-networks, choosing a depth, leaving early."""
+
+from acn_kernels.inference.calibration import cutoff_depth, exit_threshold
+from acn_kernels.inference.early_exit import EarlyExit, ExitResult, entropy
+from acn_kernels.inference.probe import probe, probe_logits
+
+__all__ = [
+    "EarlyExit",
+    "ExitResult",
+    "cutoff_depth",
+    "entropy",
+    "exit_threshold",
+    "probe",
+    "probe_logits",
+]

@@ -1,0 +1,53 @@
+"""How deep, and how sure: the cutoff depth and the exit threshold that a quality bound allows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from acn_kernels.inference.early_exit import entropy, first_exit
+
+
+def cutoff_depth(accuracy: Tensor, max_drop: float) -> int:
+    """The smallest depth whose accuracy is within ``max_drop`` of the full network's.
+
+    Args:
+        accuracy: [L+1], in [0, 1], by depth.
+        max_drop: in [0, 1], 0.01 is one point.
+    """
+    _check_drop(max_drop)
+    good = accuracy >= accuracy[-1] - max_drop - 1e-12
+    return int(good.to(torch.int).argmax())
+
+
+def exit_threshold(logits: Tensor, labels: Tensor, exits: Sequence[int], max_drop: float) -> float:
+    """The largest entropy threshold (nats) at which early exit stays within ``max_drop``.
+
+    Args:
+        logits: [L+1, N, classes] of all sub-networks on calibration samples. labels: [N].
+        exits: depths at which samples may leave before L.
+        max_drop: of accuracy, in [0, 1].
+
+    Returns:
+        0.0 (nobody leaves early) where no threshold is good enough.
+    """
+    _check_drop(max_drop)
+    full = (logits[-1].argmax(-1) == labels).double().mean()
+    certainty = entropy(logits)
+    candidates = certainty[list(exits)].flatten().unique()
+    best = 0.0
+    # Accuracy is no monotone function of the threshold: every grid point is tried.
+    for threshold in candidates.quantile(torch.linspace(0, 1, 201, dtype=candidates.dtype)):
+        depth = first_exit(certainty, exits, float(threshold))
+        chosen = logits[depth, torch.arange(len(labels))]
+        accuracy = (chosen.argmax(-1) == labels).double().mean()
+        if accuracy >= full - max_drop - 1e-12:
+            best = max(best, float(threshold))
+    return best
+
+
+def _check_drop(max_drop: float) -> None:
+    if not 0 <= max_drop <= 1:
+        raise ValueError(f"max_drop is {max_drop}; it takes a number from 0 to 1")

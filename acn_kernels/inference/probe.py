@@ -1,0 +1,43 @@
+"""probe: how good is every sub-network? The paper's Fig. 1, with the shared head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from acn_kernels.models import ImageClassifier
+
+
+@torch.no_grad()
+def probe_logits(
+    model: ImageClassifier, data: Iterable[tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """(logits [L+1, N, classes] of all sub-networks, labels [N]) over batches (inputs, labels).
+
+    Runs in eval mode and puts the model back as it was.
+
+    Raises:
+        ValueError: ``data`` holds no batch.
+    """
+    training = model.training
+    model.eval()
+    try:
+        batches = [(model.logits_by_depth(inputs), labels) for inputs, labels in data]
+    finally:
+        model.train(training)
+    if not batches:
+        raise ValueError("data is empty; it takes at least one batch (inputs, labels)")
+    logits, labels = zip(*batches, strict=True)
+    return torch.cat(logits, dim=1), torch.cat(labels)
+
+
+def probe(model: ImageClassifier, data: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """Accuracy [L+1], in [0, 1], of every sub-network over batches (inputs, labels)."""
+    return accuracy_by_depth(*probe_logits(model, data))
+
+
+def accuracy_by_depth(logits: Tensor, labels: Tensor) -> Tensor:
+    """Accuracy [L+1] from logits [L+1, N, classes] and labels [N]."""
+    return (logits.argmax(-1) == labels).double().mean(1)

@@ -1,0 +1,187 @@
+"""What all models share: a stem, a stack of blocks wired in one of three ways, and a head."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from acn_kernels.blocks import FeedForwardStack
+from acn_kernels.files import written_whole
+from acn_kernels.stack import FusedACNStack
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+WIRINGS = ("acn", "residual", "feedforward")
+
+
+def wire(blocks: Sequence[nn.Module], norm: nn.Module, wiring: str, **options) -> FusedACNStack:
+    """The blocks as an ACN, or as its residual or feed-forward twin.
+
+    Raises:
+        ValueError: ``wiring`` is none of "acn", "residual", "feedforward".
+    """
+    if wiring not in WIRINGS:
+        raise ValueError(f"wiring is {wiring!r}; it takes one of {', '.join(WIRINGS)}")
+    if wiring == "feedforward":
+        return FeedForwardStack(blocks, norm, **options)
+    return FusedACNStack(blocks, norm, alpha=1.0 if wiring == "acn" else 0.0, **options)
+
+
+class Model(nn.Module):
+    """A network with ``blocks``, a FusedACNStack, that can be cut, saved and loaded.
+
+    Subclasses register under ``family`` and take one frozen dataclass, their ``config``.
+    """
+
+    families: ClassVar[dict[str, type[Model]]] = {}
+    config_class: ClassVar[type]
+    family: ClassVar[str]
+    blocks: FusedACNStack
+
+    def __init_subclass__(cls, family: str | None = None, **kwargs) -> None:
+        super().__init_subclass__(**kwargs)
+        if family is not None:
+            cls.family = family
+            Model.families[family] = cls
+
+    def __init__(self, config) -> None:
+        super().__init__()
+        self.config = config
+
+    def truncate(self, k: int) -> Model:
+        """The ordinary model of the first k blocks, with the same head; weights are shared.
+
+        Raises:
+            TypeError, ValueError: k is not an integer in [0, depth].
+        """
+        short = copy.copy(self)
+        short._modules = dict(self._modules)
+        short.blocks = self.blocks.truncate(k)
+        short.config = dataclasses.replace(self.config, depth=k)
+        return short
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Writes ``config.json`` and ``model.safetensors`` into ``folder``, each whole or not."""
+        folder = Path(folder)
+        config = {"family": self.family, **dataclasses.asdict(self.config)}
+        weights = {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
+        with written_whole(folder / WEIGHTS_FILE) as path:
+            save_file(weights, path)
+        with written_whole(folder / CONFIG_FILE) as path:
+            path.write_text(json.dumps(config, indent=2) + "\n")
+
+    @staticmethod
+    def from_pretrained(folder: str | os.PathLike) -> Model:
+        """The model that :meth:`save_pretrained` wrote into ``folder``, on the CPU.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: the configuration is not one of this package's models, or the weights do
+                not belong to it.
+        """
+        folder = Path(folder)
+        config = json.loads((folder / CONFIG_FILE).read_text())
+        family = config.pop("family", None)
+        if family not in Model.families:
+            raise ValueError(
+                f"{folder / CONFIG_FILE} names family {family!r}; "
+                f"it takes one of {', '.join(Model.families)}"
+            )
+        cls = Model.families[family]
+        known = {field.name for field in dataclasses.fields(cls.config_class)}
+        if set(config) != known:
+            raise ValueError(
+                f"{folder / CONFIG_FILE} differs from a {family} configuration in "
+                f"{', '.join(sorted(set(config) ^ known))}"
+            )
+        model = cls(cls.config_class(**config))
+        try:
+            model.load_state_dict(load_file(folder / WEIGHTS_FILE))
+        except RuntimeError as error:
+            raise ValueError(f"{folder / WEIGHTS_FILE} is not of this model: {error}") from error
+        return model
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageConfig:
+    """Image size and patches in pixels, width D and depth L of the stack, and its wiring.
+
+    wiring: "acn", or one of the twins from the same blocks, "residual" and "feedforward".
+    """
+
+    image_size: int = 224
+    patch_size: int = 16
+    channels: int = 3
+    width: int = 192
+    depth: int = 12
+    classes: int = 1000
+    wiring: str = "acn"
+
+    @property
+    def tokens(self) -> int:
+        """T, the number of patches."""
+        return (self.image_size // self.patch_size) ** 2
+
+
+class ImageClassifier(Model):
+    """Patch stem, blocks, final norm on the sum, pooling, linear head (zero at first)."""
+
+    def __init__(self, config: ImageConfig, blocks: Sequence[nn.Module]) -> None:
+        super().__init__(config)
+        if config.image_size % config.patch_size:
+            raise ValueError(
+                f"patch_size is {config.patch_size}; "
+                f"it takes a divisor of the image size {config.image_size}"
+            )
+        patch, width = config.patch_size, config.width
+        self.stem = nn.Conv2d(config.channels, width, patch, patch)
+        self.blocks = wire(blocks, nn.LayerNorm(width), config.wiring)
+        self.head = nn.Linear(width, config.classes)
+        fan_in = config.channels * patch * patch
+        nn.init.trunc_normal_(self.stem.weight, std=fan_in**-0.5)  # LeCun normal
+        nn.init.zeros_(self.stem.bias)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """x_0 [B, T, D] of images [B, channels, size, size]."""
+        size = self.config.image_size
+        if images.shape[1:] != (self.config.channels, size, size):
+            raise ValueError(
+                f"images has shape {tuple(images.shape)}; "
+                f"it takes (batch, {self.config.channels}, {size}, {size})"
+            )
+        return self.stem(images).flatten(2).transpose(1, 2)
+
+    def forward_features(self, images: Tensor, depth: int | None = None) -> Tensor:
+        """The normed sum y [B, T, D] (only the rows that the head reads)."""
+        return self.blocks(self.embed(images), depth=depth)
+
+    def forward_head(self, y: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits [B, classes] of y [B, T, D]; the pooled features [B, D] with ``pre_logits``."""
+        pooled = y.mean(1)
+        return pooled if pre_logits else self.head(pooled)
+
+    def forward(self, images: Tensor, depth: int | None = None) -> Tensor:
+        """Logits [B, classes] of images [B, channels, size, size], from ``depth`` blocks."""
+        return self.forward_head(self.forward_features(images, depth))
+
+    def forward_intermediates(
+        self, images: Tensor, indices: Sequence[int] | None = None
+    ) -> list[Tensor]:
+        """The normed sums y_k for every depth k in ``indices`` (None: 0 .. depth)."""
+        return self.blocks.forward_intermediates(self.embed(images), indices=indices)
+
+    @torch.no_grad()
+    def logits_by_depth(self, images: Tensor) -> Tensor:
+        """Logits [depth + 1, B, classes] of all sub-networks, which share the one head."""
+        return torch.stack([self.forward_head(y) for y in self.forward_intermediates(images)])

@@ -1,0 +1,157 @@
+"""Probing, choosing a depth and a threshold, leaving early."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from acn_kernels.inference import (
+    EarlyExit,
+    cutoff_depth,
+    entropy,
+    exit_threshold,
+    probe,
+)
+from acn_kernels.models import create
+
+EXITS = (1, 2, 3)
+
+
+def model(wiring: str = "acn", name: str = "acn_mixer_digits", **changes):
+    network = create(name, depth=4, wiring=wiring, **changes)
+    nn.init.normal_(network.head.weight, std=0.3)
+    return network.eval()
+
+
+def clear_threshold(network, images) -> float:
+    """Amid the entropies at the first exit, in the widest gap: rounding decides no exit."""
+    at_first = entropy(network.logits_by_depth(images)[EXITS[0]]).sort().values
+    at_first = torch.cat([at_first, at_first[-1:] + 0.01])
+    widest = at_first.diff().argmax()
+    return at_first[widest : widest + 2].mean().item()
+
+
+def plain_loop(network, images, exits, threshold):
+    """Sample by sample, from the logits of every depth."""
+    by_depth = network.logits_by_depth(images)
+    logits, depths = [], []
+    for i in range(len(images)):
+        for k in (*exits, len(network.blocks)):
+            p = by_depth[k, i].double().softmax(0)
+            sure = -(p * p.log()).sum() < threshold
+            if sure or k == len(network.blocks):
+                logits.append(by_depth[k, i])
+                depths.append(k)
+                break
+    return torch.stack(logits), torch.tensor(depths)
+
+
+@pytest.mark.parametrize("wiring", ["acn", "residual", "feedforward"])
+@pytest.mark.parametrize("batch", [1, 2, 37])
+def test_early_exit_equals_the_plain_loop(wiring, batch):
+    network, images = model(wiring), torch.randn(batch, 1, 8, 8)
+    middle = clear_threshold(network, images)
+    for threshold in (0.0, middle, math.inf):
+        expected, depths = plain_loop(network, images, EXITS, threshold)
+        result = EarlyExit(network, EXITS, threshold)(images)
+        assert torch.equal(result.depth, depths)
+        torch.testing.assert_close(result.logits, expected, rtol=1e-4, atol=1e-4)
+    assert (depths == 1).all()
+
+
+def test_early_exit_of_a_class_token_model():
+    images = torch.randn(9, 1, 8, 8)
+    network = model(name="acn_vit_digits", pool="first")
+    middle = clear_threshold(network, images)
+    expected, depths = plain_loop(network, images, EXITS, middle)
+    result = EarlyExit(network, EXITS, middle)(images)
+    assert torch.equal(result.depth, depths) and len(depths.unique()) > 1
+    torch.testing.assert_close(result.logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_nan_never_leaves_early():
+    images = torch.randn(3, 1, 8, 8)
+    images[1] = torch.nan
+    result = EarlyExit(model(), EXITS, 100.0)(images)
+    assert result.depth.tolist() == [1, 4, 1]
+    assert result.logits[1].isnan().all() and not result.logits[[0, 2]].isnan().any()
+
+
+def test_an_empty_batch():
+    result = EarlyExit(model(), EXITS, 1.0)(torch.zeros(0, 1, 8, 8))
+    assert result.logits.shape == (0, 10) and result.depth.shape == (0,)
+
+
+def test_entropy_against_closed_forms():
+    uniform = torch.zeros(5)
+    assert entropy(uniform).item() == pytest.approx(math.log(5))
+    sure = torch.tensor([0.0, -math.inf])
+    assert entropy(sure).item() == 0.0
+    p = 0.2
+    logits = torch.tensor([math.log(p), math.log(1 - p)], dtype=torch.float64)
+    expected = -(p * math.log(p) + (1 - p) * math.log(1 - p))
+    assert entropy(logits).item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("exits", "threshold", "criterion", "message"),
+    [
+        ([0], 1.0, "entropy", "exits holds 0"),
+        ([4], 1.0, "entropy", "exits holds 4"),
+        ([5], 1.0, "entropy", "exits is 5"),
+        ([1], -1.0, "entropy", "threshold is -1.0"),
+        ([1], math.nan, "entropy", "threshold is nan"),
+        ([1], 1.0, "patience", "criterion is 'patience'"),
+    ],
+)
+def test_bad_arguments(exits, threshold, criterion, message):
+    with pytest.raises(ValueError, match=message):
+        EarlyExit(model(), exits, threshold, criterion)
+
+
+def test_probe_counts_what_is_right():
+    network = model().train()
+    batches = [(torch.randn(n, 1, 8, 8), torch.randint(10, (n,))) for n in (5, 3)]
+    network.eval()
+    right = sum(
+        (network.logits_by_depth(images).argmax(-1) == labels).sum(1) for images, labels in batches
+    )
+    network.train()
+    assert torch.equal(probe(network, batches), right.double() / 8)
+    assert network.training
+    with pytest.raises(ValueError, match="data is empty"):
+        probe(network, [])
+
+
+@pytest.mark.parametrize(
+    ("max_drop", "depth"), [(0.0, 3), (0.009, 3), (0.01, 2), (0.5, 1), (1.0, 0)]
+)
+def test_cutoff_depth(max_drop, depth):
+    accuracy = torch.tensor([0.1, 0.5, 0.94, 0.95, 0.95], dtype=torch.float64)
+    assert cutoff_depth(accuracy, max_drop) == depth
+
+
+def test_exit_threshold_keeps_its_promise():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(4, (400,), generator=generator)
+    noise = torch.randn(5, 400, 4, generator=generator)
+    signal = torch.arange(5.0)[:, None, None] * nn.functional.one_hot(labels, 4)
+    logits = noise + signal
+    full = (logits[-1].argmax(-1) == labels).double().mean()
+    previous = 0.0
+    for max_drop in (0.0, 0.02, 0.1):
+        threshold = exit_threshold(logits, labels, [1, 2, 3], max_drop)
+        certainty, depth = entropy(logits), torch.full((400,), 4)
+        for k in (3, 2, 1):
+            depth[certainty[k] < threshold] = k
+        accuracy = (logits[depth, torch.arange(400)].argmax(-1) == labels).double().mean()
+        assert accuracy >= full - max_drop - 1e-12
+        assert threshold >= previous
+        previous = threshold
+    assert previous > 0
+    assert exit_threshold(logits, labels, [1, 2, 3], 1.0) == pytest.approx(
+        entropy(logits)[1:4].max().item()
+    )

@@ -1,0 +1,160 @@
+"""Model families: the three wirings, cutting, saving and reloading."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from acn_kernels import models
+from acn_kernels.blocks import FeedForwardStack
+from acn_kernels.models import Model, create
+
+SMALL = ("acn_vit_digits", "acn_mixer_digits")
+
+
+def small(name: str = "acn_mixer_digits", **changes) -> Model:
+    model = create(name, depth=3, **changes)
+    nn.init.normal_(model.head.weight)  # zero at first: every output would be equal
+    return model.eval()
+
+
+def digits(batch: int = 3) -> torch.Tensor:
+    return torch.randn(batch, 1, 8, 8)
+
+
+@pytest.mark.parametrize("wiring", ["acn", "residual", "feedforward"])
+@pytest.mark.parametrize("name", SMALL)
+def test_a_model_is_its_equation(name, wiring):
+    model, images = small(name, wiring=wiring), digits()
+    x = model.embed(images)
+    y = x
+    for block in model.blocks:
+        if wiring == "residual":
+            if name == "acn_vit_digits":
+                y = y + block.attn(block.norm1(y))
+                y = y + block.mlp(block.norm2(y))
+            else:
+                y = y + block.token_mlp(block.norm1(y).mT).mT
+                y = y + block.channel_mlp(block.norm2(y))
+            continue
+        x = block(x)
+        y = x if wiring == "feedforward" else y + x
+    expected = model.head(model.blocks.norm(y).mean(1))
+    torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_twins_have_the_same_weights(name):
+    torch.manual_seed(0)
+    acn = create(name)
+    torch.manual_seed(0)
+    residual = create(name, wiring="residual")
+    assert acn.blocks.alpha == 1 and residual.blocks.alpha == 0
+    assert isinstance(create(name, wiring="feedforward").blocks, FeedForwardStack)
+    for (key, a), (other, b) in zip(
+        acn.state_dict().items(), residual.state_dict().items(), strict=True
+    ):
+        assert key == other and torch.equal(a, b)
+
+
+def test_the_head_is_zero_at_first():
+    assert not create("acn_vit_digits")(digits()).any()
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("wiring", ["acn", "residual", "feedforward"])
+def test_truncated_equals_depth_equals_probe(name, wiring):
+    model, images = small(name, wiring=wiring), digits()
+    by_depth = model.logits_by_depth(images)
+    assert by_depth.shape == (4, 3, 10)
+    for k in range(4):
+        short = model.truncate(k)
+        assert short.config.depth == len(short.blocks) == k
+        torch.testing.assert_close(short(images), by_depth[k], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(model(images, depth=k), by_depth[k], rtol=1e-4, atol=1e-4)
+        assert set(short.state_dict()) <= set(model.state_dict())
+    assert short.head is model.head and len(model.blocks) == 3
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_saved_and_reloaded(name, tmp_path):
+    model, images = small(name).truncate(2), digits()
+    model.save_pretrained(tmp_path / "cut")
+    loaded = Model.from_pretrained(tmp_path / "cut").eval()
+    assert loaded.config == model.config and torch.equal(loaded(images), model(images))
+    first = (tmp_path / "cut" / "model.safetensors").read_bytes()
+    loaded.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == first
+
+
+def test_foreign_files_are_refused(tmp_path):
+    model = small()
+    with pytest.raises(FileNotFoundError):
+        Model.from_pretrained(tmp_path)
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for change, message in (
+        ({"family": "resnet"}, "family 'resnet'"),
+        ({"dropout": 0.1}, "differs .* in dropout"),
+        ({"width": 32}, "is not of this model"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(ValueError, match=message):
+            Model.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({"other": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="is not of this model"):
+        Model.from_pretrained(tmp_path)
+
+
+def test_class_token_reads_one_row():
+    model = small("acn_vit_digits", pool="first")
+    features = model.forward_features(digits())
+    assert features.shape == (3, 1, 64)
+    full = model.blocks
+    full.rows = None
+    every = full(model.embed(digits().fill_(1.0)))
+    full.rows = "first"
+    one = full(model.embed(digits().fill_(1.0)))
+    torch.testing.assert_close(one, every[:, :1])
+
+
+@pytest.mark.parametrize("name", [*models.PRESETS])
+def test_every_preset_builds(name):
+    with torch.device("meta"):
+        model = create(name, depth=1)
+    assert len(model.blocks) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("acn_vit_base_patch16_224", 86.0), ("acn_vit_small_patch16_224", 22.0)],
+)
+def test_preset_sizes_are_the_usual_ones(name, millions):
+    with torch.device("meta"):
+        model = create(name)
+    count = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    assert count == pytest.approx(millions, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: create("vit"), "name is 'vit'"),
+        (lambda: create("acn_vit_digits", widht=3), "has no widht"),
+        (lambda: create("acn_vit_digits", wiring="dense"), "wiring is 'dense'"),
+        (lambda: create("acn_vit_digits", pool="max"), "pool is 'max'"),
+        (lambda: create("acn_vit_digits", patch_size=3), "patch_size is 3"),
+        (lambda: create("acn_vit_digits", heads=5), "heads is 5"),
+        (lambda: create("acn_vit_digits", width=66, heads=1), "width is 66"),
+        (lambda: small()(torch.zeros(2, 3, 8, 8)), "images has shape"),
+        (lambda: small().truncate(4), "k is 4"),
+    ],
+)
+def test_bad_arguments(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
