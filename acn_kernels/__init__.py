@@ -1,10 +1,20 @@
 """Fused kernels for Auto-Compressing Networks (arXiv 2506.09714)."""
 
-from acn_kernels import functional, reference
+from acn_kernels import functional, models, reference
 from acn_kernels.explain import explain
+from acn_kernels.inference import EarlyExit, probe
 from acn_kernels.norm_spec import NormSpec
 from acn_kernels.stack import FusedACNStack
 
 __version__ = "0.1.0"
 
-__all__ = ["FusedACNStack", "NormSpec", "explain", "functional", "reference"]
+__all__ = [
+    "EarlyExit",
+    "FusedACNStack",
+    "NormSpec",
+    "explain",
+    "functional",
+    "models",
+    "probe",
+    "reference",
+]

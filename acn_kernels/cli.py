@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from acn_kernels import __version__
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one subcommand; returns its exit status."""
+def parser() -> argparse.ArgumentParser:
+    """The command line; every subcommand sets ``run``."""
     parser = argparse.ArgumentParser(prog="acn-kernels", description=__doc__.strip())
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -38,7 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     doctor.add_argument("--json", action="store_true", help="print JSON")
     doctor.set_defaults(run=_doctor)
 
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one subcommand; returns its exit status."""
+    arguments = parser().parse_args(argv)
     try:
         return arguments.run(arguments)
     except ValueError as error:

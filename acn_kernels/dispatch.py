@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from acn_kernels import _extension
 
@@ -66,6 +67,8 @@ def obstacle_to(backend: str, x: Tensor) -> str | None:
     """Why ``backend`` cannot work on tensors like x; None where it can."""
     if backend == "torch":
         return None
+    if forward_ad._current_level >= 0:
+        return "forward-mode derivatives are computed by PyTorch's own kernels alone"
     if backend == "triton":
         missing = _triton_obstacle()
         if missing:

@@ -21,6 +21,7 @@ from acn_kernels.norm_spec import NormSpec
 from acn_kernels.ops import compiled
 from acn_kernels.reference import sum_dtype
 from acn_kernels.rows import RowSelection
+from acn_kernels.validation import under_autocast
 
 
 class Term(NamedTuple):
@@ -267,7 +268,7 @@ def _check_like_first(i: int, x: Tensor, first: Tensor) -> None:
         )
     if x.device != first.device:
         raise ValueError(f"terms[{i}] is on {x.device}, terms[0] on {first.device}")
-    if x.dtype != first.dtype and not torch.is_autocast_enabled(x.device.type):
+    if x.dtype != first.dtype and not under_autocast(x):
         raise TypeError(
             f"terms[{i}] has dtype {x.dtype}, terms[0] has {first.dtype}; "
             "the terms of one sum have one dtype, except under autocast"

@@ -33,6 +33,7 @@ from acn_kernels.validation import (
     check_granularity,
     check_layer_output,
     check_stack_input,
+    under_autocast,
 )
 
 
@@ -335,8 +336,7 @@ class FusedACNStack(LayerList):
         return nn.Parameter(scales, self.scales.requires_grad) if learned else scales
 
     def _out_dtype(self, x: Tensor) -> torch.dtype:
-        autocast = torch.is_autocast_enabled(x.device.type)
-        return sum_dtype(x.dtype) if autocast else x.dtype
+        return sum_dtype(x.dtype) if under_autocast(x) else x.dtype
 
     def _head_norm(self, y: Tensor, x: Tensor) -> Tensor:
         """The final norm of the sum y (fp32), in the dtype that goes with a last output like x."""

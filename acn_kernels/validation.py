@@ -11,6 +11,12 @@ from torch import Tensor, nn
 GRANULARITIES = ("block", "sublayer")
 
 
+def under_autocast(x: Tensor) -> bool:
+    """Whether autocast is on for x's device; some devices ("meta") know no autocast."""
+    device = x.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 def check_alpha(alpha: float) -> float:
     if isinstance(alpha, bool) or not isinstance(alpha, numbers.Real):
         raise TypeError(f"alpha is a {type(alpha).__name__}; it takes a number from 0 to 1")
@@ -79,7 +85,7 @@ def check_layer_output(i: int, layer: nn.Module, x: Tensor, out: Tensor) -> None
         )
     if out.device != x.device:
         raise ValueError(f"{name} moved its input from {x.device} to {out.device}")
-    if out.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+    if out.dtype != x.dtype and not under_autocast(x):
         raise TypeError(
             f"{name} turned dtype {x.dtype} into {out.dtype}; "
             "the layers of a long sum keep the dtype, except under autocast"

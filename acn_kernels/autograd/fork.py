@@ -37,11 +37,12 @@ class Fork(torch.autograd.Function):
         if dh is None:
             if g is None:
                 return (None,) * 9
-            return tap_backward(g, x, scale, row_index) + (None,) * 5
+            return tap_backward(g, x, scale, row_index, ctx.needs_input_grad[3]) + (None,) * 5
         if ctx.backend == "torch":
             dx, dweight, dbias, dscale = torch_ops.fork_backward(
-                dh, g, x, weight, bias, mean, rstd, scale, row_index, ctx.eps, ctx.kind
-            )
+                dh, g, x, weight, bias, mean, rstd, scale, row_index, ctx.eps, ctx.kind,
+                ctx.needs_input_grad[3],
+            )  # fmt: skip
         else:
             refuse_double_backward(ctx.backend)
             dx, dweight, dbias, dscale = compiled(ctx.backend).fork_backward(
@@ -69,7 +70,7 @@ class Tap(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g):
         x, scale, row_index = ctx.saved_tensors
-        dx, _, _, dscale = tap_backward(g, x, scale, row_index)
+        dx, _, _, dscale = tap_backward(g, x, scale, row_index, ctx.needs_input_grad[1])
         return dx, dscale, None
 
 
@@ -78,10 +79,10 @@ def term_of(x: Tensor, row_index: Tensor | None) -> Tensor:
 
 
 def tap_backward(
-    g: Tensor, x: Tensor, scale: Tensor | None, row_index: Tensor | None
+    g: Tensor, x: Tensor, scale: Tensor | None, row_index: Tensor | None, scale_wanted: bool
 ) -> tuple[Tensor, None, None, Tensor | None]:
     """(dx, None, None, dscale) where the long connection alone carries a gradient."""
-    dscale = torch_ops.direct_scale_gradient(g, x, scale, row_index)
+    dscale = torch_ops.direct_scale_gradient(g, x, scale, row_index) if scale_wanted else None
     if row_index is not None:
         dx = torch.zeros_like(x)
         torch_ops.add_direct(dx, g, scale, row_index)

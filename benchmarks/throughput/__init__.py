@@ -1,0 +1,1 @@
+"""Throughput of an ACN against named peers: ``python -m benchmarks.throughput --help``."""

@@ -1,0 +1,86 @@
+"""The demonstration, small: what it prints, what it leaves, and what an interrupt leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from acn_kernels import files
+from acn_kernels.cli import main
+from acn_kernels.models import Model
+from acn_kernels.timing import interleaved_seconds
+
+pytest.importorskip("sklearn", reason="the demonstration reads scikit-learn's digits")
+pytest.importorskip("matplotlib", reason="the demonstration draws")
+
+
+def test_demo_measures_saves_and_draws(tmp_path, capsys):
+    assert main(["demo", "--epochs", "1", "--seeds", "2", "--json", "--out", str(tmp_path)]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((tmp_path / "demo.json").read_text())
+    assert printed["reloaded_exactly"] and len(printed["seeds"]) == 2
+    for run in printed["seeds"]:
+        for network in ("acn", "residual"):
+            assert len(run[network]["accuracy"]) == 9
+            assert set(run[network]["milliseconds"]) == {"1", "32", "512"}
+    cut = Model.from_pretrained(tmp_path / "model")
+    assert cut.config.depth == printed["seeds"][0]["acn"]["cutoff"]
+    assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "accuracy.png", "demo.json"}
+
+
+def test_demo_prints_tables(tmp_path, capsys):
+    assert main(["demo", "--epochs", "1", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    for words in ("test accuracy by depth", "cutoff", "early exit", "batch 512", "bit for bit"):
+        assert words in printed
+
+
+@pytest.mark.parametrize("option", ["--seeds", "--epochs"])
+def test_bad_counts(option, tmp_path, capsys):
+    assert main(["demo", option, "0", "--out", str(tmp_path / "out")]) == 2
+    assert f"{option[2:]} is 0" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupt_leaves_no_file(tmp_path):
+    command = [sys.executable, "-m", "acn_kernels.cli", "demo", "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while "training" not in process.stderr.read(40):  # the progress bar: it is under way
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert "interrupted" in process.stderr.read()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "file.txt"
+    with files.written_whole(path) as temporary:
+        temporary.write_text("first")
+        assert not path.exists()
+    with pytest.raises(KeyboardInterrupt), files.written_whole(path) as temporary:
+        temporary.write_text("half of the sec")
+        raise KeyboardInterrupt
+    assert path.read_text() == "first" and os.listdir(path.parent) == ["file.txt"]
+
+
+def test_ways_take_turns():
+    order = []
+    ways = {name: lambda name=name: order.append(name) for name in "ab"}
+    samples = interleaved_seconds(ways, rounds=3, warmup=0)
+    assert order == list("abbaab")
+    assert all(len(times) == 3 and min(times) >= 0 for times in samples.values())
+
+
+def test_a_slower_way_takes_longer():
+    ways = {"slow": lambda: time.sleep(0.02), "fast": lambda: torch.zeros(1)}
+    samples = interleaved_seconds(ways, rounds=3)
+    assert min(samples["slow"]) > 0.02 > max(samples["fast"])
