@@ -33,9 +33,14 @@ def check_backend(backend: str) -> str:
 
 
 @functools.cache
-def _interpreted() -> bool:
+def _interpreted_from_the_start() -> bool:
     # Triton reads the variable when a kernel is defined, so that later changes would mean nothing.
     return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@torch.compiler.assume_constant_result
+def _interpreted() -> bool:
+    return _interpreted_from_the_start()
 
 
 @functools.cache
@@ -43,6 +48,7 @@ def _triton_installed() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
+@torch.compiler.assume_constant_result
 def _triton_obstacle() -> str | None:
     if not _triton_installed():
         return "Triton is not installed"

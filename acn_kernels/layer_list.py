@@ -18,9 +18,8 @@ class LayerList(nn.ModuleList):
     """
 
     def __init__(self, layers: Iterable[nn.Module]) -> None:
-        if isinstance(layers, (str, nn.Module)) and not isinstance(
-            layers, (nn.ModuleList, nn.Sequential)
-        ):
+        listed = isinstance(layers, Iterable) and not isinstance(layers, (str, nn.Module))
+        if not listed and not isinstance(layers, (nn.ModuleList, nn.Sequential)):
             raise TypeError(f"layers is a {type(layers).__name__}; it takes a sequence of modules")
         super().__init__()
         self.extend(list(layers))

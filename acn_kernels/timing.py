@@ -7,20 +7,25 @@ from collections.abc import Callable
 
 import torch
 
+_CYCLES_TO_QUEUE_IN = 2_000_000  # about a millisecond: longer than Python takes to launch a way
+
 
 def interleaved_seconds(
     ways: dict[str, Callable[[], object]],
     rounds: int,
     device: torch.device | str = "cpu",
     warmup: int = 1,
+    queued: bool = False,
 ) -> dict[str, list[float]]:
     """Seconds of each way in each of ``rounds`` rounds that run every way once.
 
     Taking turns spreads whatever else the machine does over all of them alike; every other round
     goes backwards, so that no way always follows the same one. On CUDA the clock waits for the
-    device before and after.
+    device before and after; with ``queued``, work is queued behind a busy device and timed by the
+    device's own events, so that what single kernels take shows and not their launch.
     """
     device = torch.device(device)
+    timed = _timed_queued if queued and device.type == "cuda" else _timed
     names = list(ways)
     for _ in range(warmup):
         for way in ways.values():
@@ -28,12 +33,27 @@ def interleaved_seconds(
     samples: dict[str, list[float]] = {name: [] for name in names}
     for i in range(rounds):
         for name in names if i % 2 == 0 else reversed(names):
-            _wait_for(device)
-            started = time.perf_counter()
-            ways[name]()
-            _wait_for(device)
-            samples[name].append(time.perf_counter() - started)
+            samples[name].append(timed(ways[name], device))
     return samples
+
+
+def _timed(way: Callable[[], object], device: torch.device) -> float:
+    _wait_for(device)
+    started = time.perf_counter()
+    way()
+    _wait_for(device)
+    return time.perf_counter() - started
+
+
+def _timed_queued(way: Callable[[], object], device: torch.device) -> float:
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    with torch.cuda.device(device):
+        torch.cuda._sleep(_CYCLES_TO_QUEUE_IN)
+        begin.record()
+        way()
+        end.record()
+        end.synchronize()
+    return begin.elapsed_time(end) / 1e3
 
 
 def _wait_for(device: torch.device) -> None:

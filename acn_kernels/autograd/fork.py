@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from acn_kernels import torch_ops
-from acn_kernels.autograd.once import refuse_double_backward
+from acn_kernels.autograd.operation import Operation, refuse_double_backward
 from acn_kernels.ops import compiled
 
 
-class Fork(torch.autograd.Function):
+class Fork(Operation):
     """(norm(x), term): the backward adds ``scale * g`` to the norm's gradient in its own pass.
 
     ``term`` shares x's memory (or holds its selected rows) and stands for ``scale * x``; Join
@@ -56,7 +56,7 @@ class Fork(torch.autograd.Function):
         ) + (None,) * 5
 
 
-class Tap(torch.autograd.Function):
+class Tap(Operation):
     """A term of the long sum whose next layer brings no norm that the fork could share."""
 
     @staticmethod

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-
 from acn_kernels import torch_ops
-from acn_kernels.autograd.once import refuse_double_backward
+from acn_kernels.autograd.operation import Operation, refuse_double_backward
 from acn_kernels.ops import compiled
 
 
-class JoinNorm(torch.autograd.Function):
+class JoinNorm(Operation):
     """norm(sum_i a_i x_i) on a compiled path. Gradients of the scales are the forks' business."""
 
     @staticmethod
@@ -45,7 +43,7 @@ class JoinNorm(torch.autograd.Function):
         )
 
 
-class JoinSum(torch.autograd.Function):
+class JoinSum(Operation):
     """sum_i a_i x_i in fp32 (fp64 for fp64) on PyTorch's kernels; the norm follows as its own."""
 
     @staticmethod

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from acn_kernels.connection import Connection, Wiring
 from acn_kernels.stack import FusedACNStack
+from acn_kernels.validation import check_depth
 
 
 class FeedForwardStack(FusedACNStack):
@@ -17,12 +18,15 @@ class FeedForwardStack(FusedACNStack):
 
     def forward(self, x: Tensor, *args, depth: int | None = None, **kwargs) -> Tensor:
         """norm(x_depth), of x's shape (or its selected rows)."""
-        depth = len(self) if depth is None else depth
+        depth = check_depth(depth, len(self), self.include_input)
         return self.forward_intermediates(x, *args, indices=[depth], **kwargs)[0]
 
     def output(self, x: Tensor, y: Tensor | None, depth: int) -> Tensor:
         """norm(x_depth): there is no sum."""
         return self._head_norm(self._wiring(x).selected(x), x)
+
+    def _wiring(self, x: Tensor) -> Wiring:
+        return super()._wiring(x)._replace(alpha=1.0, detach=False)
 
     def _connection_kind(self, wiring: Wiring) -> type[Connection]:
         return Connection

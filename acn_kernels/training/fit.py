@@ -33,7 +33,7 @@ def fit_side_by_side(
     per_epoch = math.ceil(len(data.labels) / batch_size)
     total = epochs * per_epoch
     optimizers = {
-        name: torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay)
+        name: torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay, fused=True)
         for name, model in models.items()
     }
     schedules = [
