@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import os
 from typing import NamedTuple
@@ -14,6 +13,9 @@ from torch.autograd import forward_ad
 from acn_kernels import _extension
 
 BACKENDS = ("auto", "triton", "native", "torch")
+# Triton reads the variable when a kernel is defined, so that later changes would mean nothing.
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+_TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 _TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _NATIVE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -32,23 +34,14 @@ def check_backend(backend: str) -> str:
     return backend
 
 
-@functools.cache
-def _interpreted_from_the_start() -> bool:
-    # Triton reads the variable when a kernel is defined, so that later changes would mean nothing.
-    return os.environ.get("TRITON_INTERPRET") == "1"
-
-
-@torch.compiler.assume_constant_result
 def _interpreted() -> bool:
-    return _interpreted_from_the_start()
+    return _INTERPRETED
 
 
-@functools.cache
 def _triton_installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    return _TRITON_INSTALLED
 
 
-@torch.compiler.assume_constant_result
 def _triton_obstacle() -> str | None:
     if not _triton_installed():
         return "Triton is not installed"

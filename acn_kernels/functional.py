@@ -55,9 +55,9 @@ def tap(x: Tensor, scale: Tensor | None = None, rows: RowSelection | None = None
 
 def norm(x: Tensor, spec: NormSpec, backend: str = "auto") -> Tensor:
     """LayerNorm or RMSNorm of x [..., D] over the last axis, in x's dtype."""
+    _check_input("x", x)
+    _check_norm(x, spec)
     if choose(backend, x).backend == "torch":  # autograd's own norm: no Function around it
-        _check_input("x", x)
-        _check_norm(x, spec)
         kind, weight, bias, _ = spec
         return torch_ops.norm(x, weight, bias, spec.eps_for(x.dtype), kind).to(x.dtype)
     return _fork(x, spec, None, None, backend)[0]

@@ -14,6 +14,7 @@ import torch
 
 from acn_kernels import files
 from acn_kernels.cli import main
+from acn_kernels.demo import experiment
 from acn_kernels.models import Model
 from acn_kernels.timing import interleaved_seconds
 
@@ -21,7 +22,12 @@ pytest.importorskip("sklearn", reason="the demonstration reads scikit-learn's di
 pytest.importorskip("matplotlib", reason="the demonstration draws")
 
 
-def test_demo_measures_saves_and_draws(tmp_path, capsys):
+@pytest.fixture
+def few_rounds(monkeypatch):
+    monkeypatch.setattr(experiment, "TIMED_ROUNDS", 2)
+
+
+def test_demo_measures_saves_and_draws(tmp_path, capsys, few_rounds):
     assert main(["demo", "--epochs", "1", "--seeds", "2", "--json", "--out", str(tmp_path)]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads((tmp_path / "demo.json").read_text())
@@ -36,7 +42,7 @@ def test_demo_measures_saves_and_draws(tmp_path, capsys):
     assert {path.name for path in tmp_path.iterdir()} == {"model", "accuracy.png", "demo.json"}
 
 
-def test_demo_prints_tables(tmp_path, capsys):
+def test_demo_prints_tables(tmp_path, capsys, few_rounds):
     assert main(["demo", "--epochs", "1", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     for words in ("test accuracy by depth", "cutoff", "early exit", "batch 512", "bit for bit"):

@@ -1,0 +1,124 @@
+"""The operations underneath check their arguments as the stack does, whichever path runs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from layers import BACKENDS, device_of, packed
+from torch import nn
+
+from acn_kernels import FusedACNStack, NormSpec, functional
+from acn_kernels.blocks import TransformerBlock
+from acn_kernels.functional import Term
+from acn_kernels.rows import Rows
+
+SPEC = NormSpec("layer", torch.ones(7), torch.zeros(7))
+OPERATIONS = {
+    "x-list": (lambda b: functional.fork([1.0], SPEC, backend=b), TypeError, "x is a list"),
+    "x-integers": (
+        lambda b: functional.norm(torch.ones(2, 7, dtype=torch.int32), SPEC, b),
+        TypeError,
+        "x has dtype torch.int32",
+    ),
+    "spec-module": (
+        lambda b: functional.fork(torch.ones(2, 7), nn.LayerNorm(7), backend=b),
+        TypeError,
+        "spec is a LayerNorm",
+    ),
+    "spec-kind": (
+        lambda b: functional.norm(torch.ones(2, 7), NormSpec("batch"), b),
+        ValueError,
+        "spec.kind is 'batch'",
+    ),
+    "spec-width": (
+        lambda b: functional.norm(torch.ones(2, 5), SPEC, b),
+        ValueError,
+        r"spec.weight has shape \(7,\); rows of 5",
+    ),
+    "spec-device": (
+        lambda b: functional.norm(
+            torch.ones(2, 7, device=device_of(b)), NormSpec("rms", torch.ones(7, device="meta")), b
+        ),
+        ValueError,
+        "spec.weight is on meta",
+    ),
+    "scale-float": (
+        lambda b: functional.fork(torch.ones(2, 7), SPEC, 0.5, backend=b),
+        TypeError,
+        "scale is a float",
+    ),
+    "scale-1d": (
+        lambda b: functional.tap(torch.ones(2, 7), torch.ones(1)),
+        ValueError,
+        r"scale is torch.float32 of shape \(1,\)",
+    ),
+    "no-terms": (lambda b: functional.join([], backend=b), ValueError, "terms is empty"),
+    "term-shape": (
+        lambda b: functional.join([torch.ones(2, 7), torch.ones(1, 7)], backend=b),
+        ValueError,
+        r"terms\[1\] has shape \(1, 7\)",
+    ),
+    "term-dtype": (
+        lambda b: functional.join([torch.ones(2, 7), torch.ones(2, 7).half()], backend=b),
+        TypeError,
+        r"terms\[1\] has dtype torch.float16",
+    ),
+    "term-device": (
+        lambda b: functional.join([torch.ones(2, 7), torch.ones(2, 7, device="meta")], backend=b),
+        ValueError,
+        r"terms\[1\] is on meta",
+    ),
+    "term-scale": (
+        lambda b: functional.join([Term(torch.ones(2, 7), 2.0)], backend=b),
+        TypeError,
+        "scale is a float",
+    ),
+    "sum-dtype": (
+        lambda b: functional.accumulate_norm(torch.ones(2, 7), torch.ones(2, 7).half(), backend=b),
+        ValueError,
+        "y is torch.float16",
+    ),
+    "sum-shape": (
+        lambda b: functional.accumulate_norm(torch.ones(2, 7), torch.ones(7), backend=b),
+        ValueError,
+        r"shape \(7,\)",
+    ),
+    "sum-strided": (
+        lambda b: functional.accumulate_norm(torch.ones(7, 7), torch.ones(7, 7).t(), backend=b),
+        ValueError,
+        "packed",
+    ),
+    "step-alpha": (
+        lambda b: functional.accumulate_norm(torch.ones(2, 7), alpha=1.2, backend=b),
+        ValueError,
+        "alpha is 1.2",
+    ),
+    "step-rows-alpha": (
+        lambda b: functional.accumulate_norm(
+            torch.ones(2, 7), alpha=0.5, backend=b,
+            rows=Rows("first").resolve(2, torch.device("cpu")),
+        ),
+        ValueError,
+        "a partial sum takes alpha 1",
+    ),
+    "backend": (
+        lambda b: functional.norm(torch.ones(2, 7), SPEC, "mps"),
+        ValueError,
+        "backend is 'mps'",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OPERATIONS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_operations(backend, case):
+    call, error, message = OPERATIONS[case]
+    with pytest.raises(error, match=message):
+        call(backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_width_the_blocks_do_not_take(backend):
+    stack = FusedACNStack([TransformerBlock(8, 2)], backend=backend).to(device_of(backend))
+    with pytest.raises(ValueError, match=r"spec.weight"):
+        stack(packed((2, 3, 6), torch.float32, device_of(backend)))

@@ -1,0 +1,112 @@
+"""explain says which path each part takes, and it is the path that runs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from counting import Count
+from layers import BACKENDS, Opaque, Shift, device_of, make_norm, packed
+from torch import nn
+
+import acn_kernels as acn
+from acn_kernels import FusedACNStack, _extension, dispatch
+
+
+def make_stack(layers=(Shift, Shift), **options):
+    return FusedACNStack([layer(7) for layer in layers], nn.LayerNorm(7), **options)
+
+
+def operators_run(stack, x):
+    count = Count(1)
+    with count:
+        stack(x)
+    return {name.split(".")[0] for name in count.operators if name.startswith("acn_")}
+
+
+@pytest.mark.parametrize("gradients", [True, False], ids=["training", "inference"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_names_the_path_that_runs(backend, gradients):
+    stack = make_stack(backend=backend).to(device_of(backend))
+    x = packed((2, 7), torch.float32, device_of(backend))
+    with torch.set_grad_enabled(gradients):
+        parts = acn.explain(stack, x)
+        ran = operators_run(stack, x)
+    assert [part.name for part in parts] == ["layers[0]", "layers[1]", "sum"]
+    assert {part.path for part in parts} == {backend}
+    assert ran == (set() if backend == "torch" else {f"acn_{backend}"})
+    assert all("asked for by name" in part.reason for part in parts)
+    step = "fork" if gradients else "accumulate_norm"
+    assert parts[0].reason.startswith(step)
+    assert parts[-1].reason.startswith("join" if gradients else "running sum")
+
+
+def test_auto_on_a_cpu_prefers_the_extension_and_never_fails(monkeypatch):
+    x = torch.randn(2, 7)
+    if _extension.module() is not None:
+        parts = acn.explain(make_stack(), x)
+        assert {part.path for part in parts} == {"native"}
+    monkeypatch.setattr(_extension, "_module", None)
+    monkeypatch.setattr(_extension, "_state", "not built here")
+    parts = acn.explain(make_stack(), x)
+    assert {part.path for part in parts} == {"torch"}
+    assert all("not built here" in part.reason for part in parts)
+
+
+def test_layers_that_cannot_be_fused_are_named_with_the_reason():
+    class OwnNorm(nn.LayerNorm):
+        pass
+
+    stack = make_stack((Opaque, Shift, Shift), backend="torch")
+    stack[1].norm = OwnNorm(7)
+    stack[2].norm.register_forward_hook(lambda *_: None)
+    opaque, own, hooked, _ = acn.explain(stack, torch.randn(2, 7))
+    assert opaque.path == own.path == hooked.path == "module"
+    assert "Opaque lists no entry_norms" in opaque.reason
+    assert "OwnNorm" in own.reason and "hooks" in hooked.reason
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+def test_below_1_only_the_norms_are_fused(alpha):
+    parts = acn.explain(make_stack(alpha=alpha, backend="torch"), torch.randn(2, 7))
+    assert parts[0].reason.startswith(f"norm only (alpha is {alpha})")
+    assert parts[-1].path == "torch" and "the sum runs along" in parts[-1].reason
+
+
+def test_direct_gradient_only_and_foreign_final_norm():
+    stack = FusedACNStack([Shift(7)], nn.Identity(), direct_gradient_only=True, backend="torch")
+    layer, total = acn.explain(stack, torch.randn(2, 7))
+    assert "direct gradient only" in layer.reason
+    assert "Identity runs as the module it is" in total.reason
+
+
+def test_prints_as_an_aligned_table():
+    lines = str(acn.explain(make_stack(backend="torch"), torch.randn(2, 7))).splitlines()
+    assert len(lines) == 3
+    assert len({line.index("torch") for line in lines}) == 1
+
+
+def test_no_layers():
+    (total,) = acn.explain(FusedACNStack([], make_norm("rmsnorm", 7)), torch.randn(2, 7))
+    assert total.name == "sum"
+
+
+def test_errors():
+    with pytest.raises(TypeError, match="stack is a Linear"):
+        acn.explain(nn.Linear(7, 7), torch.randn(2, 7))
+    with pytest.raises(RuntimeError, match="fp16, bf16 and fp32"):
+        acn.explain(make_stack(backend="triton"), torch.randn(2, 7).double())
+
+
+def test_availability_gives_a_reason_for_every_path():
+    found = dispatch.availability()
+    assert set(found) == {"triton", "native", "torch"}
+    assert found["torch"][0]
+    assert all(isinstance(reason, str) and reason for _, reason in found.values())
+
+
+def test_rows_wider_than_a_program_take_another_path():
+    launch = pytest.importorskip("acn_kernels.kernels.launch")
+    wide = torch.randn(1, launch.MAX_WIDTH + 1)
+    with pytest.raises(RuntimeError, match="does not fit a program's registers"):
+        FusedACNStack([nn.Identity()], backend="triton")(wide)
+    assert torch.equal(FusedACNStack([nn.Identity()])(wide), 2 * wide)
