@@ -79,13 +79,18 @@ def linear_stack_forward_kernel(
     ACTIVATION: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
     TILE_ROWS: tl.constexpr, TILE_WIDTH: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64) * TILE_ROWS + tl.arange(0, TILE_ROWS)
+    # Offsets within the tile are small; 64 bits for every one of them would not fit the registers.
+    start = tl.program_id(0).to(tl.int64) * TILE_ROWS
+    row = tl.arange(0, TILE_ROWS)
     col = tl.arange(0, TILE_WIDTH)
     in_row = col < WIDTH
-    mask = (row < rows)[:, None] & in_row[None, :]
+    mask = (start + row < rows)[:, None] & in_row[None, :]
     at = row[:, None] * WIDTH + col[None, :]
     plane = tl.cast(rows, tl.int64) * WIDTH
-    x = tl.load(x_ptr + row[:, None] * x_stride + col[None, :], mask=mask, other=0.0)
+    y_ptr += start * WIDTH
+    kept_ptr += start * WIDTH
+    x_at = x_ptr + (start + row)[:, None] * x_stride + col[None, :]
+    x = tl.load(x_at, mask=mask, other=0.0)
     if KEEP and ACTIVATION == "relu":
         tl.store(kept_ptr + at, x, mask=mask)
         kept_ptr += plane
@@ -123,13 +128,15 @@ def linear_stack_backward_kernel(
     ACTIVATION: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
     TILE_ROWS: tl.constexpr, TILE_WIDTH: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64) * TILE_ROWS + tl.arange(0, TILE_ROWS)
+    start = tl.program_id(0).to(tl.int64) * TILE_ROWS
+    row = tl.arange(0, TILE_ROWS)
     col = tl.arange(0, TILE_WIDTH)
-    mask = (row < rows)[:, None] & (col < WIDTH)[None, :]
+    mask = (start + row < rows)[:, None] & (col < WIDTH)[None, :]
     at = row[:, None] * WIDTH + col[None, :]
     plane = tl.cast(rows, tl.int64) * WIDTH
     past = tl.cast(layers, tl.int64)
-    g = tl.load(g_ptr + row[:, None] * g_stride + col[None, :], mask=mask, other=0.0)
+    g_at = g_ptr + (start + row)[:, None] * g_stride + col[None, :]
+    g = tl.load(g_at, mask=mask, other=0.0)
     dx = g.to(tl.float32)
     if HAS_SCALES:
         scale_ptr += past
@@ -138,12 +145,12 @@ def linear_stack_backward_kernel(
         dscale_ptr += tl.program_id(0).to(tl.int64) * (past + 1) + past
     if ACTIVATION == "relu":  # x_0 comes first
         kept_ptr += plane
-    last = past - 1
-    weight_ptr += last * (WIDTH * WIDTH)
-    kept_ptr += last * plane
-    dz_ptr += last * plane
+    weight_ptr += (past - 1) * (WIDTH * WIDTH)
+    kept_ptr += (past - 1) * plane + start * WIDTH
+    dz_ptr += (past - 1) * plane + start * WIDTH
+    dx_ptr += start * WIDTH
     if WRITE_INPUTS:
-        input_ptr += past * plane
+        input_ptr += past * plane + start * WIDTH
     for i in tl.range(layers, num_stages=STAGES):
         kept = tl.load(kept_ptr + at, mask=mask, other=0.0).to(tl.float32)
         x, slope = _activate(kept, ACTIVATION)
@@ -169,7 +176,8 @@ def linear_stack_backward_kernel(
         dz_ptr -= plane
     tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=mask)
     if SCALE_GRADIENT or WRITE_INPUTS:
-        first = tl.load(x_ptr + row[:, None] * x_stride + col[None, :], mask=mask, other=0.0)
+        x_at = x_ptr + (start + row)[:, None] * x_stride + col[None, :]
+        first = tl.load(x_at, mask=mask, other=0.0)
         if SCALE_GRADIENT:
             product = tl.where(mask, g.to(tl.float32) * first.to(tl.float32), 0.0)
             tl.store(dscale_ptr, tl.sum(tl.sum(product, axis=1), axis=0))
