@@ -187,7 +187,8 @@ def inductor_backward_kernels(network) -> int:
 
     torch._dynamo.reset()
     metrics.reset()
-    y = torch.compile(network, fullgraph=True)(torch.randn(SHAPE, requires_grad=True))
+    x = torch.randn(SHAPE, device=device_of("torch"), requires_grad=True)
+    y = torch.compile(network, fullgraph=True)(x)
     forward = metrics.generated_kernel_count
     y.backward(torch.randn_like(y))
     assert metrics.generated_kernel_count > forward > 0

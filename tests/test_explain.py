@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import DEVICE
 from counting import Count
-from layers import BACKENDS, Opaque, Shift, device_of, make_norm, packed
+from layers import BACKENDS, TRITON, Opaque, Shift, device_of, make_norm, packed
 from torch import nn
 
 import acn_kernels as acn
@@ -90,11 +91,12 @@ def test_no_layers():
     assert total.name == "sum"
 
 
-def test_errors():
+@pytest.mark.parametrize("backend", [TRITON])
+def test_errors(backend):
     with pytest.raises(TypeError, match="stack is a Linear"):
         acn.explain(nn.Linear(7, 7), torch.randn(2, 7))
     with pytest.raises(RuntimeError, match="fp16, bf16 and fp32"):
-        acn.explain(make_stack(backend="triton"), torch.randn(2, 7).double())
+        acn.explain(make_stack(backend=backend), packed((2, 7), torch.float64, DEVICE))
 
 
 def test_availability_gives_a_reason_for_every_path():
@@ -104,9 +106,10 @@ def test_availability_gives_a_reason_for_every_path():
     assert all(isinstance(reason, str) and reason for _, reason in found.values())
 
 
-def test_rows_wider_than_a_program_take_another_path():
+@pytest.mark.parametrize("backend", [TRITON])
+def test_rows_wider_than_a_program_take_another_path(backend):
     launch = pytest.importorskip("acn_kernels.kernels.launch")
-    wide = torch.randn(1, launch.MAX_WIDTH + 1)
+    wide = torch.randn(1, launch.MAX_WIDTH + 1, device=DEVICE)
     with pytest.raises(RuntimeError, match="does not fit a program's registers"):
-        FusedACNStack([nn.Identity()], backend="triton")(wide)
+        FusedACNStack([nn.Identity()], backend=backend)(wide)
     assert torch.equal(FusedACNStack([nn.Identity()])(wide), 2 * wide)

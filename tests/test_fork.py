@@ -70,12 +70,14 @@ def check_fork(
     assert_close(term.x, true_term, name="term")
     sizes = term_magnitudes(wide[0].detach(), dh.double().cpu(), kind)
     sizes.append(float((g.double().cpu() * true_term.detach()).abs().sum()))
-    # PyTorch's own kernels add up the gradients of weight and bias in half precision on a CPU.
-    sums = 4 if backend == "torch" and dtype in (torch.float16, torch.bfloat16) else 1
+    # PyTorch's own kernels add up the gradients of weight and bias in half precision on a CPU, and
+    # round dx before the direct gradient is added.
+    half = dtype in (torch.float16, torch.bfloat16)
+    roundings = (2, 4, 4, 1) if backend == "torch" and half else (1, 1, 1, 1)
     for i, name in enumerate(GRADIENTS):
         assert_all_close(
             got[i : i + 1], truth[i : i + 1], [f"gradient of {name}"],
-            dtype=dtype, among=sizes[i], roundings=sums if name in ("weight", "bias") else 1,
+            dtype=dtype, among=sizes[i], roundings=roundings[i],
         )  # fmt: skip
 
 
@@ -111,7 +113,7 @@ def test_every_width(backend, kind, width):
     check_fork(backend, (3, 2, width), kind=kind)
 
 
-@pytest.mark.parametrize("shape", [(7,), (1, 7), (513, 3), (2, 3, 4, 7)], ids=str)
+@pytest.mark.parametrize("shape", [(7,), (1, 7), (513, 17), (2, 3, 4, 7)], ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_rank(backend, shape):
     check_fork(backend, shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from layers import BACKENDS, Opaque, Shift, make_norm, wide_copy
+from layers import BACKENDS, Opaque, Shift, device_of, make_norm, packed, wide_copy
 from loops import (
     acn,
     block_network,
@@ -95,9 +95,9 @@ def test_simple_layers_at_every_alpha(layer, alpha, scales):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_backend_below_1(backend, alpha):
     stack = FusedACNStack([Shift(7), Shift(7)], make_norm("layernorm", 7), alpha=alpha,
-                          backend=backend)  # fmt: skip
-    x = torch.randn(2, 3, 7, requires_grad=True)
-    twin, wide = wide_copy(stack), x.detach().double().requires_grad_()
+                          backend=backend).to(device_of(backend))  # fmt: skip
+    x = packed((2, 3, 7), torch.float32, device_of(backend)).requires_grad_()
+    twin, wide = wide_copy(stack), x.detach().double().cpu().requires_grad_()
     truth = mixture(list(twin), wide, alpha, twin.norm)[-1]
     assert_close(stack(x), truth, roundings=3)
     (got,) = torch.autograd.grad(stack(x).square().sum(), x)

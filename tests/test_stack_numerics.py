@@ -70,6 +70,8 @@ def check_stack(backend, shape=(2, 5, 64), dtype=torch.float32, layout=packed, o
     # A layer rounds once in float32, in half precision after each of its operations.
     per_layer = {torch.float64: 0, torch.float32: 1}.get(dtype, 6)
     roundings = 1 + per_layer * depth
+    if shape[-1] == 1 and dtype == torch.float32:
+        roundings *= 1000  # a norm of one element magnifies by up to 1/sqrt(eps)
     assert y.dtype == dtype
     assert_close(y, true_y, roundings=roundings, name="y")
     among = float(incoming.double().abs().sum(tuple(range(incoming.dim() - 1))).max())
@@ -96,7 +98,7 @@ def test_every_dtype(backend, norm, dtype):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_depth(backend, scales, depth):
     dtype = torch.float32 if backend == "triton" else torch.float64
-    check_stack(backend, (2, 2, 7), dtype, depth=depth, scales=scales)
+    check_stack(backend, (2, 2, 32), dtype, depth=depth, scales=scales)
 
 
 @pytest.mark.parametrize("width", [1, 7, 64, 768, 1000])

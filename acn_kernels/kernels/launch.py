@@ -10,7 +10,6 @@ from torch import Tensor
 
 # One program holds whole rows in registers; a wider one spills in the backward pass.
 MAX_WIDTH = 4096
-MAX_STACK_WIDTH = 256  # of a stack whose rows stay on the chip from the first layer to the last
 # Sources of the long sum that one launch reads; deeper stacks carry the sum on in fp32.
 MAX_SOURCES = 16
 _TILE_ELEMENTS = 2048
@@ -19,12 +18,6 @@ _ELEMENTS_PER_THREAD = 8  # one 16-byte access in half precision
 _REGISTERS_PER_THREAD = 96
 JOIN_REGISTERS_PER_THREAD = 128  # all sources' loads are in flight at once
 _PROGRAMS_PER_MULTIPROCESSOR = 2
-# What a kernel that streams weights may take of an A100's 163 KiB; taken for granted where there is
-# no device to ask. Consumer GPUs have 99 KiB.
-STACK_SHARED_BYTES = 160 * 1024
-# Below these row counts smaller tiles spread a narrow stack over more multiprocessors.
-_ROWS_FOR_TILES_OF_64 = 4096
-_ROWS_FOR_TILES_OF_32 = 2048
 
 
 class RowTile(NamedTuple):
@@ -50,50 +43,6 @@ def row_tile(width: int) -> RowTile:
     rows = max(1, _TILE_ELEMENTS // padded)
     warps = min(32, max(4, rows * padded // (32 * _ELEMENTS_PER_THREAD)))
     return RowTile(rows, padded, warps)
-
-
-class StackTile(NamedTuple):
-    """A tile of ``rows`` rows that one program takes through a whole narrow stack.
-
-    ``width`` is D padded to a power of two; the weights of a layer are read in blocks of ``block``
-    of the ``width`` inputs, ``stages`` of them in flight.
-    """
-
-    rows: int
-    width: int
-    block: int
-    warps: int
-    stages: int
-
-    def launch_options(self) -> dict[str, int]:
-        """The keyword arguments that every launch over this tile passes."""
-        return {
-            "TILE_ROWS": self.rows,
-            "TILE_WIDTH": self.width,
-            "BLOCK": self.block,
-            "STAGES": self.stages,
-            "num_warps": self.warps,
-        }
-
-
-def stack_tile(width: int, rows: int, dtype: torch.dtype, device: torch.device) -> StackTile:
-    """The tile for ``rows`` rows of ``width`` elements, at most MAX_STACK_WIDTH."""
-    padded = max(16, triton.next_power_of_2(width))
-    if dtype == torch.float32:
-        # Exact fp32 products run outside the tensor cores and keep their operands in registers.
-        return StackTile(16 if padded > 128 else 32, padded, min(padded, 32), 8, 1)
-    most = 64 if padded <= 128 else 32
-    if rows < _ROWS_FOR_TILES_OF_64:
-        most = min(most, 32 if rows >= _ROWS_FOR_TILES_OF_32 else 16)
-    whole = (padded + most) * padded * dtype.itemsize
-    block = padded if whole <= _shared_bytes(device) else 64
-    return StackTile(most, padded, block, 4 if padded <= 128 else 8, 2 if padded <= 128 else 1)
-
-
-def _shared_bytes(device: torch.device) -> int:
-    if device.type != "cuda":
-        return STACK_SHARED_BYTES
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
 
 
 def persistent_programs(device: torch.device, tiles: int) -> int:
