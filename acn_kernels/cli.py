@@ -19,7 +19,7 @@ def parser() -> argparse.ArgumentParser:
         "demo", help="train an ACN and its residual twin on real digits, cut it, time it"
     )
     demo.add_argument("--seeds", type=int, default=1, help="repeat; mean and spread are shown")
-    demo.add_argument("--epochs", type=int, default=32)
+    demo.add_argument("--epochs", type=int, default=24)
     demo.add_argument(
         "--max-drop", type=float, default=0.01, help="accuracy that cutting may cost (0.01)"
     )

@@ -20,7 +20,7 @@ def run_demo(
     out: str | os.PathLike,
     *,
     seeds: int = 1,
-    epochs: int = 32,
+    epochs: int = 24,
     max_drop: float = 0.01,
     device: str = "cpu",
     as_json: bool = False,
