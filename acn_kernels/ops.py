@@ -1,7 +1,7 @@
 """The compiled paths as opaque PyTorch operators, ``torch.ops.acn_triton`` and ``acn_native``.
 
-Both namespaces hold the same operations with the same schemas, so that torch.compile, opcheck and
-the autograd Functions see one thing whichever of them runs. What an operator does not have to
+An operation has one schema wherever it exists, so that torch.compile, opcheck and the autograd
+Functions see one thing whichever path runs. What an operator does not have to
 return (a gradient nobody asked for) is an empty tensor.
 """
 
@@ -10,32 +10,10 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-SCHEMAS = {
-    "fork_forward": "(Tensor x, Tensor? weight, Tensor? bias, float eps, str kind)"
-    " -> (Tensor, Tensor, Tensor)",
-    "fork_backward": "(Tensor dh, Tensor? g, Tensor x, Tensor? weight, Tensor? bias, Tensor mean,"
-    " Tensor rstd, Tensor? scale, Tensor? row_map, str kind) -> (Tensor, Tensor, Tensor, Tensor)",
-    "join_forward": "(Tensor[] xs, Tensor? scales, Tensor? weight, Tensor? bias, float eps,"
-    " str kind, ScalarType out_dtype) -> (Tensor, Tensor, Tensor, Tensor)",
-    "accumulate_norm": "(Tensor x, Tensor(a!) y, bool first, Tensor? scale, float alpha,"
-    " Tensor? row_map, Tensor? weight, Tensor? bias, float eps, str kind, ScalarType out_dtype)"
-    " -> Tensor",
-}
-
-# Where each namespace's implementations live: one module per operation, or one for all.
-_HOMES = {
-    "acn_triton": {
-        "fork_forward": "acn_kernels.kernels.fork",
-        "fork_backward": "acn_kernels.kernels.fork",
-        "join_forward": "acn_kernels.kernels.join",
-        "accumulate_norm": "acn_kernels.kernels.accumulate_norm",
-    },
-    "acn_native": dict.fromkeys(SCHEMAS, "acn_kernels.native_ops"),
-}
 
 
 def _fake_fork_forward(x, weight, bias, eps, kind):
@@ -81,11 +59,44 @@ def _stat(x: Tensor, size: int) -> Tensor:
     return x.new_empty(size, dtype=_stat_dtype(x))
 
 
-_FAKES = {
-    "fork_forward": _fake_fork_forward,
-    "fork_backward": _fake_fork_backward,
-    "join_forward": _fake_join_forward,
-    "accumulate_norm": _fake_accumulate_norm,
+class Operator(NamedTuple):
+    """One operation: its schema, its shapes and dtypes, and the module of its implementation (a
+    function of the same name) in each namespace that has one."""
+
+    schema: str
+    fake: Callable
+    homes: dict[str, str]
+
+
+def _homes(triton: str, native: bool = True) -> dict[str, str]:
+    homes = {"acn_triton": f"acn_kernels.kernels.{triton}"}
+    return {**homes, "acn_native": "acn_kernels.native_ops"} if native else homes
+
+
+OPERATORS = {
+    "fork_forward": Operator(
+        "(Tensor x, Tensor? weight, Tensor? bias, float eps, str kind) -> (Tensor, Tensor, Tensor)",
+        _fake_fork_forward,
+        _homes("fork"),
+    ),
+    "fork_backward": Operator(
+        "(Tensor dh, Tensor? g, Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor rstd,"
+        " Tensor? scale, Tensor? row_map, str kind) -> (Tensor, Tensor, Tensor, Tensor)",
+        _fake_fork_backward,
+        _homes("fork"),
+    ),
+    "join_forward": Operator(
+        "(Tensor[] xs, Tensor? scales, Tensor? weight, Tensor? bias, float eps, str kind,"
+        " ScalarType out_dtype) -> (Tensor, Tensor, Tensor, Tensor)",
+        _fake_join_forward,
+        _homes("join"),
+    ),
+    "accumulate_norm": Operator(
+        "(Tensor x, Tensor(a!) y, bool first, Tensor? scale, float alpha, Tensor? row_map,"
+        " Tensor? weight, Tensor? bias, float eps, str kind, ScalarType out_dtype) -> Tensor",
+        _fake_accumulate_norm,
+        _homes("accumulate_norm"),
+    ),
 }
 
 
@@ -100,15 +111,17 @@ def _deferred(module: str, name: str) -> Callable:
 
 def _register(namespace: str) -> torch.library.Library:
     library = torch.library.Library(namespace, "DEF")
-    for name, schema in SCHEMAS.items():
-        library.define(name + schema)
-        home = _HOMES[namespace][name]
-        library.impl(name, _deferred(home, name), "CompositeExplicitAutograd")
-        torch.library.register_fake(f"{namespace}::{name}", _FAKES[name], lib=library)
+    for name, operator in OPERATORS.items():
+        if namespace not in operator.homes:
+            continue
+        library.define(name + operator.schema)
+        implementation = _deferred(operator.homes[namespace], name)
+        library.impl(name, implementation, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"{namespace}::{name}", operator.fake, lib=library)
     return library
 
 
-_LIBRARIES = [_register(namespace) for namespace in _HOMES]
+_LIBRARIES = [_register(namespace) for namespace in ("acn_triton", "acn_native")]
 
 
 def compiled(backend: str) -> ModuleType:

@@ -40,7 +40,8 @@ class Count(TorchDispatchMode):
         namespace, _, name = func._schema.name.partition("::")
         if self.opened and namespace == "acn_triton":
             with self:
-                out = getattr(importlib.import_module(ops._HOMES[namespace][name]), name)(*args)
+                home = importlib.import_module(ops.OPERATORS[name].homes[namespace])
+                out = getattr(home, name)(*args)
         else:
             out = func(*args, **kwargs)
         outputs = [x for x in tree_leaves(out) if isinstance(x, Tensor)]

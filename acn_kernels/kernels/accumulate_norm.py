@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from acn_kernels.kernels.launch import as_rows, row_tile
+from acn_kernels.kernels.row_norm import row_norm
 
 
 @triton.jit
@@ -46,13 +47,9 @@ def accumulate_norm_kernel(
     if MIX:
         x = alpha * x + (1.0 - alpha) * y
     if NORM:
-        if not RMS:
-            x = tl.where(mask, x - (tl.sum(x, axis=1) / width)[:, None], 0.0)
-        x *= (1.0 / tl.sqrt(tl.sum(x * x, axis=1) / width + eps))[:, None]
-        if HAS_WEIGHT:
-            x *= tl.load(weight_ptr + col, mask=in_row, other=0.0).to(tl.float32)[None, :]
-        if HAS_BIAS:
-            x += tl.load(bias_ptr + col, mask=in_row, other=0.0).to(tl.float32)[None, :]
+        x, _, _ = row_norm(
+            x, mask, col, width, eps, weight_ptr, bias_ptr, RMS, HAS_WEIGHT, HAS_BIAS
+        )
     h_at = h_ptr + row[:, None] * width + col[None, :]
     tl.store(h_at, x.to(h_ptr.dtype.element_ty), mask=mask)
 

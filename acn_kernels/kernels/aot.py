@@ -106,7 +106,7 @@ def registered_cases() -> list[KernelCase]:
     from acn_kernels.kernels.cases import registered_launches
 
     cases = []
-    for name, launch in registered_launches().items():
+    for name, (launch, tensor_cores, max_shared_bytes) in registered_launches().items():
         signature, constexprs, divisible = launch.specialised()
         cases.append(
             KernelCase(
@@ -116,6 +116,9 @@ def registered_cases() -> list[KernelCase]:
                 constexprs,
                 launch.num_warps,
                 maxnreg=launch.maxnreg,
+                num_stages=launch.num_stages,
+                max_shared_bytes=max_shared_bytes,
+                tensor_cores=tensor_cores,
                 divisible=divisible,
             )
         )

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from acn_kernels.kernels.launch import as_rows, persistent_programs, row_tile
+from acn_kernels.kernels.row_norm import row_norm
 
 
 @triton.jit
@@ -28,18 +29,12 @@ def fork_forward_kernel(
     in_row = col < width
     mask = valid[:, None] & in_row[None, :]
     x = tl.load(x_ptr + row[:, None] * x_stride + col[None, :], mask=mask, other=0.0)
-    x = x.to(tl.float32)
+    h, mean, rstd = row_norm(
+        x.to(tl.float32), mask, col, width, eps, weight_ptr, bias_ptr, RMS, HAS_WEIGHT, HAS_BIAS
+    )
     if not RMS:
-        mean = tl.sum(x, axis=1) / width
         tl.store(mean_ptr + row, mean, mask=valid)
-        x = tl.where(mask, x - mean[:, None], 0.0)
-    rstd = 1.0 / tl.sqrt(tl.sum(x * x, axis=1) / width + eps)
     tl.store(rstd_ptr + row, rstd, mask=valid)
-    h = x * rstd[:, None]
-    if HAS_WEIGHT:
-        h *= tl.load(weight_ptr + col, mask=in_row, other=0.0).to(tl.float32)[None, :]
-    if HAS_BIAS:
-        h += tl.load(bias_ptr + col, mask=in_row, other=0.0).to(tl.float32)[None, :]
     h_at = h_ptr + row[:, None] * width + col[None, :]
     tl.store(h_at, h.to(h_ptr.dtype.element_ty), mask=mask)
 

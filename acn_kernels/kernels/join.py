@@ -19,6 +19,7 @@ from acn_kernels.kernels.launch import (
     as_rows,
     row_tile,
 )
+from acn_kernels.kernels.row_norm import row_norm
 
 
 @triton.jit
@@ -47,17 +48,12 @@ def join_kernel(
     if STORE_Y:
         tl.store(y_ptr + at, y, mask=mask)
     if NORM:
+        y, mean, rstd = row_norm(
+            y, mask, col, width, eps, weight_ptr, bias_ptr, RMS, HAS_WEIGHT, HAS_BIAS
+        )
         if not RMS:
-            mean = tl.sum(y, axis=1) / width
             tl.store(mean_ptr + row, mean, mask=valid)
-            y = tl.where(mask, y - mean[:, None], 0.0)
-        rstd = 1.0 / tl.sqrt(tl.sum(y * y, axis=1) / width + eps)
         tl.store(rstd_ptr + row, rstd, mask=valid)
-        y *= rstd[:, None]
-        if HAS_WEIGHT:
-            y *= tl.load(weight_ptr + col, mask=in_row, other=0.0).to(tl.float32)[None, :]
-        if HAS_BIAS:
-            y += tl.load(bias_ptr + col, mask=in_row, other=0.0).to(tl.float32)[None, :]
     tl.store(out_ptr + at, y.to(out_ptr.dtype.element_ty), mask=mask)
 
 

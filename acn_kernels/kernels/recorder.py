@@ -27,6 +27,7 @@ class Launch(NamedTuple):
     arguments: dict[str, object]
     num_warps: int
     maxnreg: int | None
+    num_stages: int
 
     def specialised(self) -> tuple[dict[str, str | tuple], dict[str, object], frozenset[str]]:
         """(signature, constexprs, divisible) as the launch would specialise the kernel.
@@ -74,9 +75,9 @@ def launches_of(launcher: Callable, *args) -> list[Launch]:
 def _recording() -> Iterator[list[Launch]]:
     launches: list[Launch] = []
 
-    def record(kernel, *args, grid, warmup, num_warps=4, maxnreg=None, **named):
+    def record(kernel, *args, grid, warmup, num_warps=4, maxnreg=None, num_stages=3, **named):
         arguments = dict(zip(kernel.arg_names, args, strict=False)) | named
-        launches.append(Launch(kernel, grid, arguments, num_warps, maxnreg))
+        launches.append(Launch(kernel, grid, arguments, num_warps, maxnreg, num_stages))
 
     original, JITFunction.run = JITFunction.run, record
     try:

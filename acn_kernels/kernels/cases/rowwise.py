@@ -1,4 +1,4 @@
-"""The configurations that are compiled ahead of time, taken from the launchers themselves."""
+"""Launches of the row-wise kernels: fork, join and accumulate_norm."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from acn_kernels.kernels.accumulate_norm import accumulate_norm
+from acn_kernels.kernels.cases.case import RegisteredLaunch
 from acn_kernels.kernels.fork import fork_backward, fork_forward
 from acn_kernels.kernels.join import join_forward
 from acn_kernels.kernels.launch import MAX_SOURCES, MAX_WIDTH
-from acn_kernels.kernels.recorder import Launch, launches_of
+from acn_kernels.kernels.recorder import launches_of
 
 # Narrow, ViT-S, ViT-B, odd, and the widest; fp32 where its registers matter most.
 CONFIGURATIONS = (
@@ -20,14 +21,14 @@ _ROWS = 4096
 _TOKENS = 256
 
 
-def registered_launches() -> dict[str, Launch]:
+def launches() -> dict[str, RegisteredLaunch]:
     """One launch for each kernel and configuration that users meet, by a name that tells both."""
-    launches = {}
+    found = {}
     for width, dtype_name, dtype in CONFIGURATIONS:
         for label, call in _calls(width, dtype).items():
             (launch,) = launches_of(*call)
-            launches[f"{label}, D={width}, {dtype_name}]"] = launch
-    return launches
+            found[f"{label}, D={width}, {dtype_name}]"] = RegisteredLaunch(launch)
+    return found
 
 
 def _calls(width: int, dtype: torch.dtype) -> dict[str, tuple]:

@@ -1,4 +1,4 @@
-"""The operations of an ACN, validated and documented; :mod:`acn_kernels.reference` is their truth.
+"""fork, join and their kin: the long connections of layers that run one at a time.
 
 A layer's output x_i takes two ways: :func:`fork` sends norm(x_i) to the next layer and x_i itself,
 as a term, to the long sum; :func:`join` adds the terms up and normalises the sum (eq. 1 of
@@ -17,11 +17,11 @@ from acn_kernels import torch_ops
 from acn_kernels.autograd.fork import Fork, Tap
 from acn_kernels.autograd.join import JoinNorm, JoinSum
 from acn_kernels.dispatch import choose
+from acn_kernels.functional.checks import check_input, check_like_first, check_norm, check_scale
 from acn_kernels.norm_spec import NormSpec
 from acn_kernels.ops import compiled
 from acn_kernels.reference import sum_dtype
 from acn_kernels.rows import RowSelection
-from acn_kernels.validation import under_autocast
 
 
 class Term(NamedTuple):
@@ -46,8 +46,8 @@ def tap(x: Tensor, scale: Tensor | None = None, rows: RowSelection | None = None
     Raises:
         TypeError, ValueError: x or ``scale`` is of another kind.
     """
-    _check_input("x", x)
-    _check_scale(scale)
+    check_input("x", x)
+    check_scale(scale)
     if scale is None and rows is None:
         return Term(x)
     return Term(Tap.apply(x, scale, None if rows is None else rows.index), _detached(scale))
@@ -55,8 +55,8 @@ def tap(x: Tensor, scale: Tensor | None = None, rows: RowSelection | None = None
 
 def norm(x: Tensor, spec: NormSpec, backend: str = "auto") -> Tensor:
     """LayerNorm or RMSNorm of x [..., D] over the last axis, in x's dtype."""
-    _check_input("x", x)
-    _check_norm(x, spec)
+    check_input("x", x)
+    check_norm(x, spec)
     if choose(backend, x).backend == "torch":  # autograd's own norm: no Function around it
         kind, weight, bias, _ = spec
         return torch_ops.norm(x, weight, bias, spec.eps_for(x.dtype), kind).to(x.dtype)
@@ -88,14 +88,14 @@ def fork(
         TypeError, ValueError: an argument is of another kind, shape, dtype or device.
         RuntimeError: a backend asked for by name cannot run here.
     """
-    _check_scale(scale)
+    check_scale(scale)
     h, term = _fork(x, spec, scale, rows, backend)
     return h, Term(term, _detached(scale))
 
 
 def _fork(x, spec, scale, rows, backend):
-    _check_input("x", x)
-    _check_norm(x, spec)
+    check_input("x", x)
+    check_norm(x, spec)
     index, row_map = (None, None) if rows is None else rows
     h, term, _, _ = Fork.apply(
         x, spec.weight, spec.bias, scale, index, row_map,
@@ -130,14 +130,14 @@ def join(
         raise ValueError("terms is empty; the long sum takes at least one term")
     first = terms[0].x
     for i, (x, scale) in enumerate(terms):
-        _check_input(f"terms[{i}]", x)
-        _check_like_first(i, x, first)
-        _check_scale(scale)
+        check_input(f"terms[{i}]", x)
+        check_like_first(i, x, first)
+        check_scale(scale)
     if spec is not None:
-        _check_norm(first, spec)
+        check_norm(first, spec)
     out_dtype = out_dtype or first.dtype
     xs = [x for x, _ in terms]
-    scales = _stacked([scale for _, scale in terms], first)
+    scales = stacked_scales([scale for _, scale in terms], first)
     eps = 0.0 if spec is None else spec.eps_for(first.dtype)
     kind, weight, bias = ("none", None, None) if spec is None else spec[:3]
     backend = choose(backend, first).backend
@@ -177,8 +177,8 @@ def accumulate_norm(
         TypeError, ValueError: an argument is of another kind, shape, dtype or device.
         RuntimeError: a backend asked for by name cannot run here, or a gradient is being recorded.
     """
-    _check_input("x", x)
-    _check_scale(scale)
+    check_input("x", x)
+    check_scale(scale)
     if torch.is_grad_enabled() and (x.requires_grad or (y is not None and y.requires_grad)):
         raise RuntimeError(
             "accumulate_norm has no gradient; call it under torch.no_grad() or use fork and join"
@@ -188,7 +188,7 @@ def accumulate_norm(
     if rows is not None and alpha != 1:
         raise ValueError(f"rows is given with alpha {alpha}; a partial sum takes alpha 1")
     if spec is not None:
-        _check_norm(x, spec)
+        check_norm(x, spec)
     shape = x.shape if rows is None else (*x.shape[:-2], len(rows.index), x.shape[-1])
     first = y is None
     if first:
@@ -218,63 +218,10 @@ def _detached(scale: Tensor | None) -> Tensor | None:
     return None if scale is None else scale.detach()
 
 
-def _stacked(scales: list[Tensor | None], like: Tensor) -> Tensor | None:
+def stacked_scales(scales: list[Tensor | None], like: Tensor) -> Tensor | None:
     """The terms' scales as one tensor [L+1]; None where every one of them is one."""
     if all(scale is None for scale in scales):
         return None
     dtype = sum_dtype(like.dtype)
     one = torch.ones((), dtype=dtype, device=like.device)
     return torch.stack([one if scale is None else scale.detach().to(dtype) for scale in scales])
-
-
-def _check_input(name: str, x: Tensor) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} is a {type(x).__name__}; it takes a tensor")
-    if not x.is_floating_point():
-        raise TypeError(f"{name} has dtype {x.dtype}; it takes a floating-point tensor")
-    if x.dim() == 0 or x.shape[-1] == 0:
-        raise ValueError(f"{name} has shape {tuple(x.shape)}; it takes [..., D] with D at least 1")
-
-
-def _check_scale(scale: Tensor | None) -> None:
-    if scale is None:
-        return
-    if not isinstance(scale, Tensor):
-        raise TypeError(f"scale is a {type(scale).__name__}; it takes None or a 0-dim tensor")
-    if scale.dim() != 0 or not scale.is_floating_point():
-        raise ValueError(
-            f"scale is {scale.dtype} of shape {tuple(scale.shape)}; it takes a 0-dim float tensor"
-        )
-
-
-def _check_norm(x: Tensor, spec: NormSpec) -> None:
-    if not isinstance(spec, NormSpec):
-        raise TypeError(f"spec is a {type(spec).__name__}; it takes an acn_kernels.NormSpec")
-    if spec.kind not in ("layer", "rms"):
-        raise ValueError(f"spec.kind is {spec.kind!r}; it takes 'layer' or 'rms'")
-    for name in ("weight", "bias"):
-        parameter = getattr(spec, name)
-        if parameter is None:
-            continue
-        if parameter.shape != x.shape[-1:]:
-            raise ValueError(
-                f"spec.{name} has shape {tuple(parameter.shape)}; rows of {x.shape[-1]} take "
-                f"({x.shape[-1]},)"
-            )
-        if parameter.device != x.device:
-            raise ValueError(f"spec.{name} is on {parameter.device}, x on {x.device}")
-
-
-def _check_like_first(i: int, x: Tensor, first: Tensor) -> None:
-    if x.shape != first.shape:
-        raise ValueError(
-            f"terms[{i}] has shape {tuple(x.shape)}, terms[0] has {tuple(first.shape)}; "
-            "the terms of one sum have one shape"
-        )
-    if x.device != first.device:
-        raise ValueError(f"terms[{i}] is on {x.device}, terms[0] on {first.device}")
-    if x.dtype != first.dtype and not under_autocast(x):
-        raise TypeError(
-            f"terms[{i}] has dtype {x.dtype}, terms[0] has {first.dtype}; "
-            "the terms of one sum have one dtype, except under autocast"
-        )
