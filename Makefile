@@ -4,18 +4,24 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all benchmark lint clean
 
 demo: $(READY)
 	$(BIN)/acn-kernels demo
 
 test: $(READY)
 	$(BIN)/python -m pytest
-	TRITON_INTERPRET=0 $(BIN)/python -m pytest tests/test_aot.py
+	TRITON_INTERPRET=0 $(BIN)/python -m pytest tests/test_aot.py tests/test_compiled_traffic.py
 
 test-all: $(READY)
 	$(BIN)/python -m pytest -m "not gpu"
-	TRITON_INTERPRET=0 $(BIN)/python -m pytest -m "not gpu" tests/test_aot.py
+	TRITON_INTERPRET=0 $(BIN)/python -m pytest -m "not gpu" tests/test_aot.py tests/test_compiled_traffic.py
+
+# Saves the times of the CPU paths and sets them against the last ones saved.
+benchmark: $(READY)
+	$(BIN)/python -m pytest tests/test_benchmarks_cpu.py -m slow --benchmark-only \
+	  --benchmark-autosave --benchmark-compare --benchmark-sort=name \
+	  --benchmark-columns=median,iqr,min,rounds
 
 lint: $(READY)
 	$(BIN)/ruff check .

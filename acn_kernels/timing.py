@@ -16,13 +16,15 @@ def interleaved_seconds(
     device: torch.device | str = "cpu",
     warmup: int = 1,
     queued: bool = False,
+    before: Callable[[], object] | None = None,
 ) -> dict[str, list[float]]:
     """Seconds of each way in each of ``rounds`` rounds that run every way once.
 
     Taking turns spreads whatever else the machine does over all of them alike; every other round
     goes backwards, so that no way always follows the same one. On CUDA the clock waits for the
     device before and after; with ``queued``, work is queued behind a busy device and timed by the
-    device's own events, so that what single kernels take shows and not their launch.
+    device's own events, so that what single kernels take shows and not their launch. ``before``
+    runs ahead of every sample and is not timed.
     """
     device = torch.device(device)
     timed = _timed_queued if queued and device.type == "cuda" else _timed
@@ -33,11 +35,16 @@ def interleaved_seconds(
     samples: dict[str, list[float]] = {name: [] for name in names}
     for i in range(rounds):
         for name in names if i % 2 == 0 else reversed(names):
-            samples[name].append(timed(ways[name], device))
+            samples[name].append(timed(ways[name], device, before or _nothing))
     return samples
 
 
-def _timed(way: Callable[[], object], device: torch.device) -> float:
+def _nothing() -> None:
+    pass
+
+
+def _timed(way: Callable[[], object], device: torch.device, before: Callable[[], object]) -> float:
+    before()
     _wait_for(device)
     started = time.perf_counter()
     way()
@@ -45,10 +52,13 @@ def _timed(way: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def _timed_queued(way: Callable[[], object], device: torch.device) -> float:
+def _timed_queued(
+    way: Callable[[], object], device: torch.device, before: Callable[[], object]
+) -> float:
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     with torch.cuda.device(device):
         torch.cuda._sleep(_CYCLES_TO_QUEUE_IN)
+        before()
         begin.record()
         way()
         end.record()

@@ -3,35 +3,64 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
+import tempfile
 from pathlib import Path
 
 from benchmarks.throughput.case import Setting
-from benchmarks.throughput.kernels import KERNEL_CASES
-from benchmarks.throughput.runner import run
-from benchmarks.throughput.steps import CPU_CASES, TRAIN_CASES
+from benchmarks.throughput.runner import Plan, run
+from benchmarks.throughput.suites import SUITES
 
-SUITES = {
-    "cpu": CPU_CASES,
-    "kernels": KERNEL_CASES,
-    "train": TRAIN_CASES,
-    "all": (*CPU_CASES, *KERNEL_CASES, *TRAIN_CASES),
-}
+CASES_LEFT = 3  # the exit status when the budget ended the run early
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.throughput",
-        description="Interleaved rounds in one process; raw samples go to DIR, one file per case.",
+        description="Interleaved rounds in one process; raw samples go to DIR, one file per case. "
+        "`python -m benchmarks.report DIR` makes tables and pictures of them.",
     )
     parser.add_argument("--suite", choices=SUITES, required=True)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--case", action="append", metavar="NAME", help="only cases so named")
     parser.add_argument("--tiny", action="store_true", help="shrunken shapes: does it all run?")
     parser.add_argument("--quick", action="store_true", help="3 rounds of each case")
-    arguments = parser.parse_args()
+    parser.add_argument(
+        "--budget", type=float, metavar="SECONDS",
+        help=f"begin no case that would end later; exits with {CASES_LEFT} where some are left",
+    )  # fmt: skip
+    parser.add_argument(
+        "--resume", action="store_true", help="keep what this code measured in DIR on this device"
+    )
+    parser.add_argument(
+        "--ours", action="store_true", help="leave out all peers but the first of each case"
+    )
+    return parser
+
+
+def main() -> int:
+    arguments = parser().parse_args()
+    cases = SUITES[arguments.suite]
+    if arguments.case:
+        known = [case.name for case in cases]
+        unknown = sorted(set(arguments.case) - set(known))
+        if unknown:
+            print(f"no case {', '.join(unknown)}; the suite has {', '.join(known)}")
+            return 2
+        cases = [case for case in cases if case.name in arguments.case]
+    plan = Plan(arguments.quick, arguments.budget, arguments.resume, arguments.ours)
     setting = Setting(arguments.device, arguments.tiny)
-    run(SUITES[arguments.suite], arguments.out, setting, arguments.quick)
+    with tempfile.TemporaryDirectory() as cache:
+        # An empty cache, so that first calls show what compiling takes and not what is left of it.
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", cache)
+        left = run(cases, arguments.out, setting, plan)
+    if left:
+        print(f"left for another run with --resume: {', '.join(left)}")
+        return CASES_LEFT
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import platform
+import shutil
 import subprocess
 from pathlib import Path
 
 import torch
 
 from acn_kernels import doctor
+
+_ROOT = Path(__file__).parents[2]
+_CODE = {".py", ".cpp", ".cu", ".h", ".cuh"}
+_CLOCKS = (
+    "clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "power.limit",
+    "temperature.gpu",
+)  # fmt: skip
 
 
 def environment() -> dict[str, object]:
@@ -17,9 +27,28 @@ def environment() -> dict[str, object]:
         **doctor.report(),
         "machine": platform.machine(),
         "processor": _processor(),
+        "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "commit": _git("describe", "--always", "--dirty", "--abbrev=12"),
+        "commit": _answer("git", "describe", "--always", "--dirty", "--abbrev=12"),
+        "sources": sources(),
     }
+
+
+def sources() -> str:
+    """A digest of all code that is measured or measures: it tells two dirty trees apart."""
+    digest = hashlib.sha256()
+    for folder in ("acn_kernels", "benchmarks", "csrc"):
+        for file in sorted((_ROOT / folder).rglob("*")):
+            if file.suffix in _CODE:
+                digest.update(str(file.relative_to(_ROOT)).encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def clocks() -> list[dict[str, str]]:
+    """Clocks, power limit and temperature of every GPU now; empty without nvidia-smi."""
+    query = ["--query-gpu=" + ",".join(_CLOCKS), "--format=csv,noheader"]
+    lines = (_answer("nvidia-smi", *query) or "").splitlines()
+    return [dict(zip(_CLOCKS, map(str.strip, line.split(",")), strict=False)) for line in lines]
 
 
 def _processor() -> str:
@@ -30,12 +59,12 @@ def _processor() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
 
 
-def _git(*arguments: str) -> str | None:
-    """git's answer in this checkout; None outside one."""
+def _answer(*command: str) -> str | None:
+    """What the command prints, run in this checkout; None where it fails or is not there."""
+    if shutil.which(command[0]) is None:
+        return None
     try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True
-        )
-    except OSError:
+        done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -1,92 +1,261 @@
-"""Measures cases and writes one raw JSON file for each."""
+"""Measures cases and writes one raw JSON file for each, as soon as it is measured."""
 
 from __future__ import annotations
 
 import json
-import statistics
 import time
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 
 from acn_kernels.files import written_whole
 from acn_kernels.timing import interleaved_seconds
-from benchmarks.throughput.case import Case, Setting, Way
-from benchmarks.throughput.environment import environment
+from benchmarks.throughput.case import Case, Entry, Missing, Setting, Ways
+from benchmarks.throughput.ceilings import ceilings
+from benchmarks.throughput.environment import clocks, environment
+from benchmarks.throughput.measures import (
+    counted_flops,
+    first_call,
+    kept_bytes,
+    peak_bytes,
+    relative_error,
+    release,
+)
 
-_QUICK_ROUNDS = 3
+QUICK_ROUNDS = 3
+_LEAST_ROUNDS = 5
+_LONGEST_ERROR = 2000
+_OUT_OF_TIME = "no time was left in this run (--budget)"
+_SHARE_TO_START = 0.6  # of a budget: past it no further case is begun
 
 
-def run(cases: Iterable[Case], out: Path, setting: Setting, quick: bool = False) -> list[Path]:
-    """Measures every case; ``quick`` takes few rounds. Returns the files written."""
-    machine, files = environment(), []
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured. budget: seconds for the whole run (None: no bound); cases that it
+    leaves out are named. resume: keep the files in ``out`` that this code finished on this
+    device. ours_only: no peers but the first of each case."""
+
+    quick: bool = False
+    budget: float | None = None
+    resume: bool = False
+    ours_only: bool = False
+
+
+class Clock:
+    """The budget of a run."""
+
+    def __init__(self, budget: float | None) -> None:
+        self.budget, self.started = budget, time.monotonic()
+
+    def spent(self, share: float = 1.0) -> bool:
+        return self.budget is not None and self.elapsed > share * self.budget
+
+    def rounds_within(self, rounds: int, seconds_each: float) -> int:
+        """As many of the rounds as fit, but enough for quartiles."""
+        if self.budget is None or seconds_each <= 0:
+            return rounds
+        fitting = int((self.budget - self.elapsed) / seconds_each)
+        return max(min(rounds, fitting), min(rounds, _LEAST_ROUNDS))
+
+    @property
+    def elapsed(self) -> float:
+        return time.monotonic() - self.started
+
+
+def run(cases: Iterable[Case], out: Path, setting: Setting, plan: Plan = Plan()) -> list[str]:
+    """Measures the cases in their order; returns the names of those that no time was left for."""
+    clock, machine, limits, left = Clock(plan.budget), environment(), None, []
     for case in cases:
-        result = measure(case, setting, _QUICK_ROUNDS if quick else case.rounds)
-        files.append(out / f"{case.name}.json")
-        with written_whole(files[-1]) as path:
-            path.write_text(json.dumps({**result, "environment": machine}, indent=1) + "\n")
-        print(summary(result), flush=True)
-    return files
+        file = out / f"{case.name}.json"
+        if plan.resume and _finished(file, machine, setting):
+            print(f"{case.name}: kept as it is", flush=True)
+            continue
+        if clock.spent(_SHARE_TO_START):
+            left.append(case.name)
+            continue
+        limits = limits or ceilings(setting)
+        result = {
+            **measure(case, setting, plan, clock),
+            "ceilings": limits,
+            "clocks": clocks(),
+            "environment": machine,
+        }
+        with written_whole(file) as path:
+            path.write_text(json.dumps(result, indent=1) + "\n")
+        print(_line(result), flush=True)
+    return left
 
 
-def measure(case: Case, setting: Setting, rounds: int) -> dict[str, object]:
-    """All samples of one case; beside each way its first call, error and peak memory."""
+def measure(
+    case: Case, setting: Setting, plan: Plan = Plan(), clock: Clock | None = None
+) -> dict[str, object]:  # fmt: skip
+    """All samples of one case; beside each way its first call, error and memory.
+
+    A way that raises is recorded with its error, and the others go on.
+    """
+    clock = clock or Clock(None)
+    release(setting)
     torch.manual_seed(0)
-    built = case.build(setting)
-    expected, first = None, {}
-    for name, way in built.ways.items():
-        value, first[name] = _first_call(way, setting.device)
-        expected = value if expected is None else expected
-        first[name]["relative_error"] = ((value - expected).norm() / expected.norm()).item()
+    outcome, what = Outcome(), ""
+    try:
+        ways = case.build(setting)
+    except Exception as error:
+        ways = Ways("")
+        outcome.failed["building the case"] = _told(error)
+    entries = _chosen(ways, plan)
+    outcome.values = dict.fromkeys(entry.like for entry in entries.values())
+    for name, entry in entries.items():
+        outcome.first(name, entry, setting, clock)
+    flops = outcome.flops(ways, setting)
+    what = ways.what
+    seconds = outcome.time(entries, case, setting, plan, clock)
     return {
         "case": case.name,
-        "what": built.what,
+        "what": what,
         "device": setting.device,
         "dtype": str(setting.dtype),
         "tiny": setting.tiny,
-        "peer": next(iter(built.ways)),
-        "missing": built.missing,
-        "bytes_moved": built.bytes_moved,
-        "queued": case.queued,
-        "first_call": first,
-        "seconds": interleaved_seconds(
-            built.ways, rounds, setting.device, warmup=2, queued=case.queued
-        ),
+        "quick": plan.quick,
+        "single_kernel": case.single_kernel,
+        "peer": next(iter(entries), None),
+        "ways": list(entries),
+        "ours": [name for name, entry in entries.items() if entry.ours],
+        "same_work": [name for name, entry in entries.items() if entry.same_work],
+        "missing": outcome.missing,
+        "failed": outcome.failed,
+        "bytes_moved": ways.bytes_moved,
+        "flops": flops,
+        "facts": ways.facts,
+        "comparisons": [asdict(comparison) for comparison in ways.comparisons],
+        "first_call": outcome.facts,
+        "seconds": seconds,
     }
 
 
-def _first_call(way: Way, device: str) -> tuple[torch.Tensor, dict[str, float]]:
-    """The way's value in float64, the seconds of its first call (compilation included) and, on a
-    GPU, the peak memory of a second one in bytes."""
-    started = time.perf_counter()
-    value = way().detach().double()  # .double().cpu() waits for the device
-    value = value.cpu()
-    facts = {"seconds": time.perf_counter() - started}
-    if torch.device(device).type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        way()
-        torch.cuda.synchronize(device)
-        facts["peak_bytes"] = torch.cuda.max_memory_allocated(device) - before
-    return value, facts
+@dataclass
+class Outcome:
+    """What became of the ways of one case."""
 
+    facts: dict[str, dict[str, object]] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    # Of the ways that others are held against; None until they have run.
+    values: dict[str | None, torch.Tensor | None] = field(default_factory=dict)
 
-def summary(result: dict) -> str:
-    """A few lines: medians, spread, the ratio to the peer, and the bandwidth where it is known."""
-    peer = result["peer"]
-    base = statistics.median(result["seconds"][peer])
-    lines = [f"{result['case']}: {result['what']}, {result['dtype']}, {result['device']}"]
-    for name, samples in result["seconds"].items():
-        median = statistics.median(samples)
-        low, _, high = statistics.quantiles(samples, n=4)
-        line = (
-            f"  {name:<34} {1e3 * median:9.3f} ms  (quartiles {1e3 * low:.3f} to "
-            f"{1e3 * high:.3f})  {median / base:6.3f} of {peer}"
+    def first(self, name: str, entry: Entry, setting: Setting, clock: Clock) -> None:
+        """The first call, with everything that is measured once."""
+        if clock.spent():
+            self.missing[name] = _OUT_OF_TIME
+            return
+        try:
+            value, seconds = first_call(entry.call, setting)
+            self.facts[name] = {
+                "seconds": seconds,
+                "like": entry.like,
+                "relative_error": self._error(name, value, entry.like),
+                "peak_bytes": None if entry.graphed else peak_bytes(entry.call, setting),
+                "kept_bytes": None if entry.graphed else kept_bytes(entry.call, setting),
+            }
+        except Missing as reason:
+            self.missing[name] = str(reason)
+        except Exception as error:
+            self._fail(name, error)
+
+    def _error(self, name: str, value: torch.Tensor, like: str | None) -> float | None:
+        if name in self.values:
+            self.values[name] = value
+        truth = self.values[like]
+        return None if truth is None else relative_error(value, truth)
+
+    def _fail(self, name: str, error: Exception) -> None:
+        self.failed[name] = _told(error)
+        self.facts.pop(name, None)
+
+    def flops(self, ways: Ways, setting: Setting) -> int | None:
+        """Of one call of the way they are counted on; None where the case counts bytes."""
+        self.values.clear()
+        counted = ways.counted or next((entry.call for entry in ways.entries.values()), None)
+        if ways.bytes_moved is not None or counted is None:
+            return None
+        try:
+            return counted_flops(counted) or None
+        except Exception as error:
+            self.failed["counting FLOPs"] = _told(error)
+            return None
+
+    def time(
+        self, entries: dict[str, Entry], case: Case, setting: Setting, plan: Plan, clock: Clock
+    ) -> dict[str, list[float]]:
+        """Samples of every way that ran, all from the same rounds."""
+        calls = {name: self._guarded(name, entries[name]) for name in self.facts}
+        if not calls:
+            return {}
+        before = cache_flush(setting) if case.single_kernel else None
+        rounds = QUICK_ROUNDS if plan.quick else case.rounds
+        if clock.budget is not None:
+            trial = interleaved_seconds(calls, 1, setting.device)
+            rounds = clock.rounds_within(rounds, sum(samples[0] for samples in trial.values()))
+        samples = interleaved_seconds(
+            calls, rounds, setting.device, warmup=2, queued=case.single_kernel, before=before
         )
-        line += f", error {result['first_call'][name]['relative_error']:.1e}"
-        if result["bytes_moved"]:
-            line += f", {result['bytes_moved'] / median / 1e9:.0f} GB/s"
-        lines.append(line)
-    lines += [f"  {name:<34} missing: {why}" for name, why in result["missing"].items()]
+        return {name: samples[name] for name in samples if name not in self.failed}
+
+    def _guarded(self, name: str, entry: Entry):
+        """The way; once it has raised, nothing."""
+
+        def call() -> None:
+            if name in self.failed:
+                return
+            try:
+                entry.call()
+            except Exception as error:
+                self._fail(name, error)
+
+        return call
+
+
+def cache_flush(setting: Setting):
+    """Writes a buffer larger than the GPU's caches; None on a CPU."""
+    if not setting.on_gpu:
+        return None
+    cache = torch.cuda.get_device_properties(setting.device).L2_cache_size
+    buffer = torch.empty(4 * cache, dtype=torch.uint8, device=setting.device)
+    return buffer.zero_
+
+
+def _chosen(ways: Ways, plan: Plan) -> dict[str, Entry]:
+    first = next(iter(ways.entries), None)
+    return {
+        name: entry
+        for name, entry in ways.entries.items()
+        if not plan.ours_only or entry.ours or name == first
+    }
+
+
+def _finished(file: Path, machine: dict, setting: Setting) -> bool:
+    """Whether an earlier run measured all of the case, on the same code and device."""
+    try:
+        result = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return False
+    same = ("sources", "torch", "gpus", "processor")
+    return (
+        all(result["environment"].get(key) == machine[key] for key in same)
+        and (result["device"], result["tiny"]) == (setting.device, setting.tiny)
+        and _OUT_OF_TIME not in result["missing"].values()
+    )
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:_LONGEST_ERROR]
+
+
+def _line(result: dict) -> str:
+    counts = f"{len(result['seconds'])} of {len(result['ways'])} ways"
+    rounds = len(next(iter(result["seconds"].values()), []))
+    lines = [f"{result['case']}: {counts}, {rounds} rounds: {result['what']}"]
+    lines += [f"  missing: {name}: {why}" for name, why in result["missing"].items()]
+    lines += [f"  FAILED: {name}: {why.splitlines()[0]}" for name, why in result["failed"].items()]
     return "\n".join(lines)

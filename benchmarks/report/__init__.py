@@ -1,0 +1,1 @@
+"""Tables and pictures of what a throughput run wrote: ``python -m benchmarks.report --help``."""

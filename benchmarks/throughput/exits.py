@@ -1,0 +1,158 @@
+"""Early exit at several mean depths, against computing every sample at every layer."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import acn_kernels as acn
+from acn_kernels.models import ImageClassifier
+from benchmarks.throughput.case import Case, Setting, Ways
+from benchmarks.throughput.inference import inference
+from benchmarks.throughput.peers import compiled
+
+MASKED, FULL, EXITING = "naive masked loop", "full depth", "EarlyExit"
+_NEAR = 32  # candidate thresholds on either side that are looked at
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Of softmax(logits) over the last axis, in nats and fp32."""
+    log = logits.float().log_softmax(-1)
+    return -(log.exp() * log).sum(-1)
+
+
+def first_exit(certainty: Tensor, exits: Sequence[int], threshold: float) -> Tensor:
+    """[N]: the first of ``exits`` at which the entropy in ``certainty`` [L+1, N] is below the
+    threshold, else L."""
+    depth = torch.full((certainty.shape[1],), len(certainty) - 1, device=certainty.device)
+    for k in sorted(exits, reverse=True):
+        depth[certainty[k] < threshold] = k
+    return depth
+
+
+class MaskedLoop(nn.Module):
+    """What one writes first: all samples through all layers, those that are done masked out."""
+
+    def __init__(self, model: ImageClassifier, exits: Sequence[int], threshold: float) -> None:
+        super().__init__()
+        self.model, self.exits, self.threshold = model, list(exits), threshold
+
+    def forward(self, images: Tensor) -> Tensor:
+        stack = self.model.blocks
+        x = y = self.model.embed(images)
+        logits = undecided = None
+        for k, layer in enumerate(stack, 1):
+            x = layer(x)
+            y = y + x
+            if k not in self.exits and k < len(stack):
+                continue
+            here = self.model.forward_head(stack.norm(y))
+            sure = entropy(here) < self.threshold
+            if logits is None:
+                logits, undecided = here, ~sure
+            else:
+                logits = torch.where(undecided[:, None], here, logits)
+                undecided = undecided & ~sure
+        return logits
+
+
+def threshold_for(certainty: Tensor, exits: Sequence[int], mean_depth: float) -> float:
+    """A threshold whose mean depth comes closest to the one asked for, or within a twentieth of a
+    layer of that: in the widest gap between measured entropies of ``certainty`` [L+1, N], so that
+    ways which round differently still decide alike."""
+    certainty = certainty.double().cpu()
+    levels = certainty[list(exits)].flatten().unique()
+    levels = torch.cat([levels[:1] / 2, levels, levels[-1:] + 1])
+    between, gaps = (levels[1:] + levels[:-1]) / 2, levels.diff()
+
+    def depth(i: int) -> float:
+        return first_exit(certainty, exits, between[i].item()).double().mean().item()
+
+    # The mean depth falls as the threshold rises.
+    at = bisect.bisect_left(range(len(between)), -mean_depth, key=lambda i: -depth(i))
+    near = range(max(at - _NEAR, 0), min(at + _NEAR, len(between)))
+    misses = {i: abs(depth(i) - mean_depth) for i in near}
+    closest = [i for i, miss in misses.items() if miss <= min(misses.values()) + 0.05]
+    return between[max(closest, key=lambda i: gaps[i].item())].item()
+
+
+def early_exit(
+    preset: str, batch: int, mean_depth: int, every: int = 1, **targets: float
+) -> Callable[[Setting], Ways]:
+    """Exits after every ``every`` layers, the threshold set so that samples of random images run
+    ``mean_depth`` layers on average. ``targets``: against full depth, and against the ideal."""
+
+    @torch.no_grad()
+    def build(setting: Setting) -> Ways:
+        model, images = _random(preset, setting, setting.size(batch, 8))
+        layers = len(model.blocks)
+        wanted = setting.size(mean_depth, layers // 2)
+        exits = range(every if layers > every else 1, layers, every if layers > every else 1)
+        certainty = entropy(model.logits_by_depth(images))
+        threshold = threshold_for(certainty, exits, wanted)
+        early = acn.EarlyExit(model, exits, threshold)
+        masked = MaskedLoop(model, exits, threshold)
+        reached = early(images).depth
+        expected = first_exit(certainty, exits, threshold).to(reached.device)
+        ways = Ways(
+            f"{preset} with random weights, {layers} layers on {list(images.shape)}, "
+            f"exits {list(exits)}, forward"
+        )
+        ways.facts = {
+            "mean_depth": reached.double().mean().item(),
+            "threshold": threshold,
+            "samples_by_depth": reached.bincount(minlength=layers + 1).tolist(),
+            "samples_at_another_depth_than_the_plain_rule": (reached != expected).sum().item(),
+        }
+        ways.add(MASKED, inference(masked, images))
+        ways.add(f"{MASKED}, compiled", inference(compiled(masked, setting), images))
+        ways.add_ours(FULL, inference(model, images), like=None)
+        ways.add(f"{FULL}, compiled", inference(compiled(model, setting), images), like=FULL)
+        cut = f"truncated to {wanted}"
+        ways.add_ours(cut, inference(model.truncate(wanted), images), like=None, same_work=False)
+        ways.add_ours(EXITING, lambda: early(images).logits, same_work=False)
+        aims = targets if setting.on_gpu else {}
+        ways.compare(f"{EXITING} against {MASKED}", EXITING, MASKED)
+        ways.compare(f"{EXITING} against {FULL}", EXITING, FULL, aims.get("full_depth"))
+        ways.compare(f"{EXITING} against the stack cut to {wanted}", EXITING, cut)
+        share = ways.facts["mean_depth"] / layers
+        ways.compare(
+            f"{EXITING} against the ideal, {share:.3f} of {FULL}", EXITING, FULL,
+            aims.get("ideal"), factor=share,
+        )  # fmt: skip
+        return ways
+
+    return build
+
+
+def _random(preset: str, setting: Setting, batch: int) -> tuple[ImageClassifier, Tensor]:
+    """A model with random weights, and images that differ in more than their noise."""
+    size = acn.models.PRESETS[preset].image_size
+    changes = {"depth": 4, "image_size": min(size, 64)} if setting.tiny else {}
+    model = acn.models.create(preset, **changes)
+    # A new head is zero: every entropy would be that of the uniform distribution.
+    nn.init.normal_(model.head.weight, std=0.3)
+    config = model.config
+    shape = (batch, config.channels, config.image_size, config.image_size)
+    coarse = F.interpolate(torch.randn(batch, config.channels, 4, 4), shape[-2:])
+    images = (2 * coarse + torch.randn(shape)).to(**setting.place)
+    return model.to(**setting.place).eval(), images
+
+
+def _cifar(mean_depth: int, **targets: float) -> Case:
+    build = early_exit("acn_mixer_patch4_cifar", 512, mean_depth, **targets)
+    return Case(f"exit_mixer_cifar_mean{mean_depth}", build, rounds=31)
+
+
+EXIT_CASES = (
+    # 0.9 of the ideal: at most 1 / 0.9 of the time that the mean depth alone would take.
+    _cifar(6, full_depth=1 / 2.4, ideal=1 / 0.9),
+    _cifar(4),
+    _cifar(8),
+    _cifar(12),
+    Case("exit_vit_small_mean6", early_exit("acn_vit_small_patch16_224", 256, 6, 2), rounds=21),
+)

@@ -1,0 +1,111 @@
+"""What is measured of a way beside its time: first call, error, memory, FLOPs."""
+
+from __future__ import annotations
+
+import gc
+import time
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
+
+from benchmarks.throughput.case import Setting, Way
+
+
+def first_call(way: Way, setting: Setting) -> tuple[Tensor, float]:
+    """(the value in float64 on the CPU, seconds): compilation and tuning are in the seconds."""
+    _wait(setting)
+    started = time.perf_counter()
+    value = way()
+    _wait(setting)
+    seconds = time.perf_counter() - started
+    return value.detach().double().cpu(), seconds
+
+
+def relative_error(value: Tensor, truth: Tensor) -> float:
+    """|value - truth| / |truth|; inf where one of them is not finite."""
+    if value.shape != truth.shape:
+        raise ValueError(f"shape {tuple(value.shape)}; its peer has {tuple(truth.shape)}")
+    error = ((value - truth).norm() / truth.norm().clamp_min(1e-300)).item()
+    return error if error == error else float("inf")
+
+
+def peak_bytes(way: Way, setting: Setting) -> int | None:
+    """Memory that one more call takes at its peak above what was in use; None on a CPU."""
+    if not setting.on_gpu:
+        return None
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    way()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def kept_bytes(way: Way, setting: Setting) -> int | None:
+    """Memory that the forward pass keeps for the backward; None for ways without one.
+
+    On a GPU what is allocated after the forward pass, its output included; on a CPU the distinct
+    storages that autograd saves. What was there before (weights, inputs) is not counted.
+    """
+    if not hasattr(way, "forward"):
+        return None
+    if setting.on_gpu:
+        way()  # drops what the last step left: gradients are allocated, then as before
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        kept = way.forward()
+        after = torch.cuda.memory_allocated()
+        del kept
+        return after - before
+    given = {tensor.untyped_storage().data_ptr() for tensor in way.given()}
+    storages: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in given:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        kept = way.forward()
+    del kept
+    return sum(storages.values())
+
+
+def counted_flops(way: Way) -> int:
+    """Multiplications and additions of the matrix products in one call, attention included."""
+    aten = torch.ops.aten
+    on_cpu = {  # the counter knows attention on GPUs alone
+        aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+    }
+    with FlopCounterMode(display=False, custom_mapping=on_cpu) as counter:
+        way()
+    return counter.get_total_flops()
+
+
+def _attention(q, k, v, *args, **kwargs) -> int:
+    return sdpa_flop_count(q, k, v)
+
+
+def _attention_backward(g, q, k, v, *args, **kwargs) -> int:
+    return sdpa_backward_flop_count(g, q, k, v)
+
+
+def release(setting: Setting) -> None:
+    """Frees what earlier cases hold, compiled graphs too: past eight forms of one function
+    torch.compile would otherwise give up on it."""
+    torch.compiler.reset()
+    gc.collect()
+    if setting.on_gpu:
+        torch.cuda.empty_cache()
+
+
+def _wait(setting: Setting) -> None:
+    if setting.on_gpu:
+        torch.cuda.synchronize()
