@@ -8,7 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from acn_kernels.models import ImageClassifier
+from acn_kernels import functional
+from acn_kernels.functional import compact
+from acn_kernels.functional import entropy as entropy
+from acn_kernels.inference.decision import decide
+from acn_kernels.models import ImageClassifier, Mixer
+from acn_kernels.norm_spec import NormSpec
+from acn_kernels.stack import FusedACNStack
 from acn_kernels.validation import check_depth
 
 
@@ -17,12 +23,6 @@ class ExitResult(NamedTuple):
 
     logits: Tensor
     depth: Tensor
-
-
-def entropy(logits: Tensor) -> Tensor:
-    """Entropy of softmax(logits) over the last axis, in nats, computed in at least fp32."""
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    return torch.special.entr(logits.softmax(-1)).sum(-1)
 
 
 def first_exit(certainty: Tensor, exits: Sequence[int], threshold: float) -> Tensor:
@@ -35,12 +35,40 @@ def first_exit(certainty: Tensor, exits: Sequence[int], threshold: float) -> Ten
     return depth
 
 
+def obstacle_to_mixer_exit(model: nn.Module, x: Tensor) -> str | None:
+    """Why early exit of ``model`` at x_0 = x [B, T, D] cannot happen inside one kernel; None where
+    it can and, with backend "auto", where it is the faster way."""
+    stack, head = model.blocks, getattr(model, "head", None)
+    if type(model) is not Mixer or type(stack) is not FusedACNStack:
+        return f"the model is a {type(model).__name__} with a {type(stack).__name__}, no Mixer"
+    if type(head) is not nn.Linear or head._forward_hooks or head._forward_pre_hooks:
+        return "the head is no plain Linear layer"
+    if model.training:
+        return "the model is in training mode"
+    if stack.alpha != 1 or stack.rows is not None or stack.granularity != "block":
+        return "alpha is not 1, or rows or a granularity is set"
+    if stack.norm is not None and NormSpec.of(stack.norm) is None:
+        return f"the final norm is {stack.norm}, or has hooks"
+    if head.weight.dtype != x.dtype:
+        return f"the head is {head.weight.dtype}, its input {x.dtype}"
+    if stack.backend != "triton":
+        if stack.backend != "auto" or not x.is_cuda:
+            return f"backend is {stack.backend!r} on {x.device.type}"
+        if x.dtype == torch.float32:
+            return "fp32 products are faster in PyTorch's own kernels"
+    return functional.obstacle_to_mixer_stack(stack, x)
+
+
 class EarlyExit(nn.Module):
     """Inference that stops each sample at the first exit with entropy below ``threshold``.
 
     At an exit the shared head reads norm(y_k) of the samples still under way; those that leave
     are taken out of the batch, the rest go on. An entropy of NaN is below nothing: such a sample
     runs to full depth.
+
+    A Mixer in half precision on a GPU does all of it in one kernel, in which each sample stops at
+    its own depth (:func:`acn_kernels.functional.mixer_exit`); so does any Mixer that the Triton
+    path can take and whose ``blocks.backend`` is "triton".
 
     Args:
         model: a classifier of :mod:`acn_kernels.models`.
@@ -71,31 +99,55 @@ class EarlyExit(nn.Module):
         self.model = model
         self.exits = sorted(set(exits))
         self.threshold = threshold
+        self._exit_mask: Tensor | None = None  # for the kernel
 
     @torch.no_grad()
     def forward(self, inputs: Tensor) -> ExitResult:
         """(logits, depth) of inputs [B, ...], in their order."""
-        stack, layers = self.model.blocks, len(self.model.blocks)
-        x, y = self.model.embed(inputs), None
-        logits = torch.empty(0)
-        depth = torch.full((len(inputs),), layers, device=inputs.device)
-        live = torch.arange(len(inputs), device=inputs.device)
-        start = 0
-        for k in (*self.exits, layers):
+        x = self.model.embed(inputs)
+        if obstacle_to_mixer_exit(self.model, x) is None:
+            return self._inside_kernel(x)
+        return self._by_segments(x)
+
+    def _inside_kernel(self, x: Tensor) -> ExitResult:
+        stack, head, scales = self.model.blocks, self.model.head, self.model.blocks.scales
+        if scales is not None and not stack.include_input:
+            scales = torch.cat([scales.new_zeros(1), scales])  # the kernel does not read it
+        logits, depth, _ = functional.mixer_exit(
+            x, functional.MixerParameters.of(stack), self._exits_on(x.device), self.threshold,
+            head.weight, head.bias, NormSpec.of(stack.norm), scales, stack.include_input,
+        )  # fmt: skip
+        return ExitResult(logits, depth)
+
+    def _exits_on(self, device: torch.device) -> Tensor:
+        # Kept from call to call: building it anew copies from the host, and waits for the device.
+        if self._exit_mask is None or self._exit_mask.device != device:
+            mask = [int(k in self.exits) for k in range(len(self.model.blocks) + 1)]
+            self._exit_mask = torch.tensor(mask, dtype=torch.int32, device=device)
+        return self._exit_mask
+
+    def _by_segments(self, x: Tensor) -> ExitResult:
+        stack, y, start = self.model.blocks, None, 0
+        depth = torch.full((len(x),), len(stack), device=x.device)
+        live = torch.arange(len(x), device=x.device)
+        logits = None
+        for k in self.exits:
             x, y = stack.advance(x, y, start=start, stop=k)
             start = k
-            here = self.model.forward_head(stack.output(x, y, k))
-            if logits.numel() == 0 and len(live) == len(inputs):
-                logits = here.new_empty(len(inputs), here.shape[-1])
-            leaving = torch.ones_like(live, dtype=torch.bool)
-            if k < layers:
-                leaving = entropy(here) < self.threshold
-            logits[live[leaving]] = here[leaving]
-            depth[live[leaving]] = k
-            staying = ~leaving
-            live = live[staying]
-            if len(live) == 0:
+            here = decide(self.model, x, y, k, self.threshold)
+            if logits is None:
+                logits = here.logits.new_empty(len(x), here.logits.shape[-1])
+            # Those who go on are overwritten at their own exit: nobody has to be picked out.
+            logits.index_copy_(0, live, here.logits)
+            count = int(here.live)  # the one time that an exit waits for the device
+            depth.index_fill_(0, live, k)
+            if count < len(live):
+                state = [live, x] if y is None else [live, x, y]
+                (live, x, *sums), _ = compact(here.stays, state, count, stack.backend)
+                y = sums[0] if sums else None
+            if count == 0:
                 break
-            if k < layers and len(live) < len(staying):
-                x, y = x[staying], None if y is None else y[staying]
-        return ExitResult(logits, depth)
+        last = self.model.forward_head(stack.finish(x, y, start=start))
+        if logits is None:
+            return ExitResult(last, depth)
+        return ExitResult(logits.index_copy_(0, live, last), depth.index_fill_(0, live, len(stack)))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from acn_kernels.blocks import FeedForwardStack
 from acn_kernels.files import written_whole
+from acn_kernels.hooks import has_hooks
 from acn_kernels.stack import FusedACNStack
 
 CONFIG_FILE = "config.json"
@@ -170,6 +171,14 @@ class ImageClassifier(Model):
         """Logits [B, classes] of y [B, T, D]; the pooled features [B, D] with ``pre_logits``."""
         pooled = y.mean(1)
         return pooled if pre_logits else self.head(pooled)
+
+    @property
+    def pooled_head(self) -> nn.Linear | None:
+        """The head, where :meth:`forward_head` is this linear map of the mean row and no more;
+        None where a subclass, another module or a hook makes it something else."""
+        own = getattr(self.forward_head, "__func__", None) is ImageClassifier.forward_head
+        plain = own and type(self.head) is nn.Linear and not has_hooks(self.head)
+        return self.head if plain else None
 
     def forward(self, images: Tensor, depth: int | None = None) -> Tensor:
         """Logits [B, classes] of images [B, channels, size, size], from ``depth`` blocks."""
