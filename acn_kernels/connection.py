@@ -59,11 +59,13 @@ class Connection:
         wiring: Wiring | None = None,
         scales: Iterator[Scale] | None = None,
         y: Tensor | None = None,
+        closing: bool = False,
     ) -> None:
         self.wiring = wiring or Wiring()
         self.scales = scales
         self.y = y
         self.u: Tensor | None = None
+        self._closing = closing  # no layer follows: nobody reads the rows that y does not keep
 
     @property
     def carried(self) -> list[Term] | Tensor | None:
@@ -74,6 +76,18 @@ class Connection:
     def sublayers(self) -> bool:
         """Whether attention and MLP of a block are layers of their own (granularity)."""
         return self.wiring.sublayers
+
+    def take_read_rows(self) -> RowSelection | None:
+        """The rows of the layer's output that anybody reads; None is all.
+
+        The last layer executed may compute these alone. By asking, it promises to: from here on
+        what it hands on, and puts out, is [..., R, D].
+        """
+        if not self._closing or not self.wiring.is_acn:
+            return None
+        rows = self.wiring.rows
+        self.wiring, self._closing = self.wiring._replace(rows=None), False
+        return rows
 
     def enter(self, x: Tensor, norm: nn.Module | None) -> Tensor:
         """norm(u) for the layer whose predecessor put out x."""
@@ -99,8 +113,10 @@ class Connection:
 class LongConnection(Connection):
     """alpha = 1 with gradients: each x forks to the next layer and to a term of the sum."""
 
-    def __init__(self, wiring: Wiring, scales: Iterator[Scale], y: None = None) -> None:
-        super().__init__(wiring, scales)
+    def __init__(
+        self, wiring: Wiring, scales: Iterator[Scale], y: None = None, closing: bool = False
+    ) -> None:
+        super().__init__(wiring, scales, closing=closing)
         self.terms: list[Term] = []
 
     @property

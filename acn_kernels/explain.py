@@ -10,6 +10,7 @@ from torch import Tensor
 from acn_kernels.dispatch import choose
 from acn_kernels.norm_spec import NormSpec
 from acn_kernels.stack import FusedACNStack
+from acn_kernels.whole_stack import WholeStack, whole_stack_of
 
 
 class Part(NamedTuple):
@@ -43,6 +44,11 @@ def explain(stack: FusedACNStack, x: Tensor) -> Explanation:
     if not isinstance(stack, FusedACNStack):
         raise TypeError(f"stack is a {type(stack).__name__}; it takes a FusedACNStack")
     choice = choose(stack.backend, x)
+    whole = whole_stack_of(stack, x, len(stack), True)
+    if isinstance(whole, WholeStack):
+        fused = NormSpec.of(stack.norm) is not None or stack.norm is None
+        name = f"layers[0:{len(stack)}]"
+        return Explanation([Part(name, "triton", f"{whole.operation}: one kernel")])
     parts = [Part(f"layers[{i}]", *_entry(stack, layer, choice)) for i, layer in enumerate(stack)]
     fused = NormSpec.of(stack.norm) is not None or stack.norm is None
     norm = "" if fused else f"; {type(stack.norm).__name__} runs as the module it is"

@@ -51,6 +51,88 @@ def _fake_accumulate_norm(
     return torch.empty(x.shape, dtype=out_dtype, device=x.device)
 
 
+def _fake_linear_stack(
+    x, weight, bias, scales, norm_weight, norm_bias, eps, kind, activation, include_input, keep,
+    out_dtype,
+):  # fmt: skip
+    rows = x.numel() // x.shape[-1]
+    norm = kind != "none"
+    return (
+        torch.empty(x.shape, dtype=out_dtype, device=x.device),
+        x.new_empty(x.shape if norm else 0, dtype=torch.float32),
+        _stat(x, rows if kind == "layer" else 0),
+        _stat(x, rows if norm else 0),
+        x.new_empty((len(weight), rows, _stack_width(x)) if keep else 0),
+    )
+
+
+def _stack_width(x: Tensor) -> int:
+    """What kernels.launch.stack_tile pads D to; this module imports no Triton."""
+    return max(16, 1 << (x.shape[-1] - 1).bit_length())
+
+
+def _fake_linear_stack_backward(g, x, weight, bias, scales, kept, activation, include_input):
+    return (
+        torch.empty(x.shape, dtype=x.dtype, device=x.device),
+        torch.empty(weight.shape, dtype=weight.dtype, device=x.device),
+        _stat(x, 0) if bias is None else torch.empty(bias.shape, dtype=bias.dtype, device=x.device),
+        _stat(x, 0) if scales is None else torch.empty_like(scales),
+    )
+
+
+def _fake_mixer_stack(
+    x, parameters, scales, weight, bias, layer_eps, eps, kind, include_input, keep
+):  # fmt: skip
+    rows = x.numel() // x.shape[-1]
+    norm = keep and kind != "none"
+    return (
+        torch.empty(x.shape, dtype=x.dtype, device=x.device),
+        _stat(x, 0) if not norm else x.new_empty(x.shape, dtype=torch.float32),
+        _stat(x, rows if norm and kind == "layer" else 0),
+        _stat(x, rows if norm else 0),
+        x.new_empty((len(parameters[0]), *x.shape) if keep else 0),
+    )
+
+
+def _fake_exit_head(
+    x, y, scale, norm_weight, norm_bias, eps, kind, pooling, weight, bias, threshold
+):  # fmt: skip
+    samples = x.shape[0]
+    return (
+        x.new_empty(samples, weight.shape[0]),
+        x.new_empty(samples, dtype=torch.float32),
+        x.new_empty(samples, dtype=torch.bool),
+        x.new_empty((), dtype=torch.int32),
+    )
+
+
+def _fake_compact(stays, tensors, kept):
+    kept = stays.shape[0] if kept is None else kept
+    return (
+        [x.new_empty((kept, *x.shape[1:])) for x in tensors],
+        stays.new_empty((), dtype=torch.int32),
+    )
+
+
+def _fake_mixer_stack_backward(g, x, kept, parameters, scales, layer_eps, include_input):
+    return (
+        torch.empty(x.shape, dtype=x.dtype, device=x.device),
+        _stat(x, 0) if scales is None else torch.empty_like(scales),
+        [torch.empty(p.shape, dtype=p.dtype, device=p.device) for p in parameters],
+    )
+
+
+def _fake_mixer_exit(
+    x, parameters, scales, weight, bias, exits, head_weight, head_bias, layer_eps, eps, kind,
+    include_input, pooling, threshold,
+):  # fmt: skip
+    return (
+        x.new_empty((len(x), len(head_weight))),
+        x.new_empty(len(x), dtype=torch.int64),
+        x.new_empty(len(parameters[0]) + 1, dtype=torch.int32),
+    )
+
+
 def _stat_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
@@ -96,6 +178,51 @@ OPERATORS = {
         " Tensor? weight, Tensor? bias, float eps, str kind, ScalarType out_dtype) -> Tensor",
         _fake_accumulate_norm,
         _homes("accumulate_norm"),
+    ),
+    "linear_stack": Operator(
+        "(Tensor x, Tensor weight, Tensor? bias, Tensor? scales, Tensor? norm_weight,"
+        " Tensor? norm_bias, float eps, str kind, str activation, bool include_input, bool keep,"
+        " ScalarType out_dtype) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+        _fake_linear_stack,
+        _homes("linear_stack", native=False),
+    ),
+    "linear_stack_backward": Operator(
+        "(Tensor g, Tensor x, Tensor weight, Tensor? bias, Tensor? scales, Tensor kept,"
+        " str activation, bool include_input) -> (Tensor, Tensor, Tensor, Tensor)",
+        _fake_linear_stack_backward,
+        _homes("linear_stack_backward", native=False),
+    ),
+    "mixer_stack": Operator(
+        "(Tensor x, Tensor[] parameters, Tensor? scales, Tensor? weight, Tensor? bias,"
+        " float layer_eps, float eps, str kind, bool include_input, bool keep)"
+        " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+        _fake_mixer_stack,
+        _homes("mixer_stack", native=False),
+    ),
+    "exit_head": Operator(
+        "(Tensor x, Tensor? y, Tensor? scale, Tensor? norm_weight, Tensor? norm_bias, float eps,"
+        " str kind, str pooling, Tensor weight, Tensor? bias, float threshold)"
+        " -> (Tensor, Tensor, Tensor, Tensor)",
+        _fake_exit_head,
+        _homes("exit_head", native=False),
+    ),
+    "compact": Operator(
+        "(Tensor stays, Tensor[] tensors, SymInt? kept) -> (Tensor[], Tensor)",
+        _fake_compact,
+        _homes("compaction", native=False),
+    ),
+    "mixer_stack_backward": Operator(
+        "(Tensor g, Tensor x, Tensor kept, Tensor[] parameters, Tensor? scales, float layer_eps,"
+        " bool include_input) -> (Tensor, Tensor, Tensor[])",
+        _fake_mixer_stack_backward,
+        _homes("mixer_stack_backward", native=False),
+    ),
+    "mixer_exit": Operator(
+        "(Tensor x, Tensor[] parameters, Tensor? scales, Tensor? weight, Tensor? bias,"
+        " Tensor exits, Tensor head_weight, Tensor? head_bias, float layer_eps, float eps,"
+        " str kind, bool include_input, str pooling, float threshold) -> (Tensor, Tensor, Tensor)",
+        _fake_mixer_exit,
+        _homes("mixer_exit", native=False),
     ),
 }
 

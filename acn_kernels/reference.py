@@ -7,12 +7,18 @@ derive the gradients. Equation numbers are those of arXiv 2506.09714.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from acn_kernels.norm_spec import NormSpec
+
+if TYPE_CHECKING:
+    from acn_kernels.functional.mixer_stack import MixerParameters
 
 Term = tuple[Tensor, "Tensor | float | None"]
 
@@ -73,6 +79,90 @@ def accumulate_norm(
     y = term if y is None else y + term
     u = x if alpha == 1 else (alpha * x + (1 - alpha) * y)
     return (u if spec is None else norm(u, spec)).to(x.dtype), y
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
+    "silu": F.silu,
+}
+
+
+def linear_stack(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    spec: NormSpec | None = None,
+    scales: Tensor | None = None,
+    include_input: bool = True,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """The network of layers ``x_i = activation(x_{i-1} W_i^T + b_i)``, weight [L, D, D]."""
+    biases = [None] * len(weight) if bias is None else bias
+    terms = [x]
+    for w, b in zip(weight, biases, strict=True):
+        terms.append(ACTIVATIONS[activation](F.linear(terms[-1], w, b)))
+    scales = [None] * len(terms) if scales is None else scales
+    terms = list(zip(terms, scales, strict=True))
+    return join(terms if include_input else terms[1:], spec, out_dtype)
+
+
+def mixer_stack(
+    x: Tensor,
+    parameters: MixerParameters,
+    spec: NormSpec | None = None,
+    scales: Tensor | None = None,
+    include_input: bool = True,
+) -> Tensor:
+    """The network of Mixer blocks at alpha = 1; ``parameters`` [L, ...] as in MixerParameters."""
+
+    def mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+        return F.linear(F.gelu(F.linear(x, w1, b1)), w2, b2)
+
+    *tensors, eps = parameters
+    terms = [x]
+    for layer in range(len(tensors[0])):
+        p = [None if tensor is None else tensor[layer] for tensor in tensors]
+        h = norm(terms[-1], NormSpec("layer", p[0], p[1], eps)).transpose(-1, -2)
+        h = mlp(h, *p[2:6]).transpose(-1, -2)
+        out = mlp(norm(h, NormSpec("layer", p[6], p[7], eps)), *p[8:12])
+        if p[12] is not None:
+            out = F.relu(F.linear(out, p[12], p[13]) + terms[-1])
+            out = norm(out, NormSpec("layer", p[14], p[15], eps))
+        terms.append(out)
+    scales = [None] * len(terms) if scales is None else scales
+    terms = list(zip(terms, scales, strict=True))
+    return join(terms if include_input else terms[1:], spec)
+
+
+def exit_head(
+    x: Tensor,
+    y: Tensor | None,
+    spec: NormSpec | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    threshold: float,
+    scale: Tensor | float | None = None,
+    pooling: str = "mean",
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(logits, entropy, stays, live) of ``head(pool(norm(y + scale * x)))``; the entropy of
+    p = softmax(z) is ``log Z - sum p z``."""
+    if pooling == "first":
+        x, y = x[:, :1], None if y is None else y[:, :1]
+    _, u = accumulate_norm(x, y, scale=scale)
+    logits = F.linear((u if spec is None else norm(u, spec)).mean(1).to(x.dtype), weight, bias)
+    z = logits.to(sum_dtype(x.dtype))
+    log_total = z.logsumexp(-1)
+    entropy = log_total - ((z - log_total[:, None]).exp() * z).sum(-1)
+    stays = ~(entropy < threshold)
+    return logits, entropy, stays, stays.sum(dtype=torch.int32)
+
+
+def compact(stays: Tensor, tensors: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+    """The rows of each tensor [B, ...] that ``stays`` [B] marks, in their order; their count."""
+    return [x[stays] for x in tensors], stays.sum(dtype=torch.int32)
 
 
 def stack(

@@ -35,6 +35,7 @@ from acn_kernels.validation import (
     check_stack_input,
     under_autocast,
 )
+from acn_kernels.whole_stack import WholeStack, whole_stack_of
 
 
 class FusedACNStack(LayerList):
@@ -151,15 +152,23 @@ class FusedACNStack(LayerList):
         """
         depth = check_depth(depth, len(self), self.include_input)
         wiring = self._wiring(x)
+        whole = whole_stack_of(self, x, depth, not (args or kwargs))
+        if isinstance(whole, WholeStack):
+            return self._whole(x, whole, depth)
         if wiring.is_acn and torch.is_grad_enabled():
             return self._joined(x, wiring, self._scales_by_layer(depth), args, kwargs)
-        x, y = self._advance(x, None, 0, depth, wiring, args, kwargs)
-        spec, last = NormSpec.of(self.norm), self._scales_by_layer(depth)[-1][0]
-        if spec is None or not wiring.is_acn:
-            return self.output(x, y, depth)
-        # Nothing else reads y any more: its last term and the final norm are one pass.
-        x, out_dtype = wiring.selected(x), self._out_dtype(x)
-        return functional.accumulate_norm(x, y, spec, last, 0.0, None, self.backend, out_dtype)[0]
+        return self._finish(x, None, 0, depth, wiring, args, kwargs)
+
+    def _whole(self, x: Tensor, whole: WholeStack, depth: int) -> Tensor:
+        """All layers in one kernel; a norm that it does not know follows as the module it is."""
+        scales = self.scales
+        if scales is not None:
+            check_scales(scales, self._term_count())
+            unread = scales.new_zeros(0 if self.include_input else 1)
+            scales = torch.cat([unread, scales])[: depth + 1]
+        spec = NormSpec.of(self.norm)
+        y = whole.run(x, spec, scales, self.include_input)
+        return y if spec is not None or self.norm is None else self.norm(y)
 
     def advance(
         self,
@@ -180,12 +189,42 @@ class FusedACNStack(LayerList):
         """
         stop = check_depth(stop, len(self), True, "stop")
         start = check_depth(start, stop, True, "start")
-        return self._advance(x, y, start, stop, self._wiring(x), args, kwargs)
+        x, y, _ = self._advance(x, y, start, stop, self._wiring(x), args, kwargs)
+        return x, y
+
+    def finish(
+        self,
+        x: Tensor,
+        y: Tensor | None = None,
+        *args,
+        start: int = 0,
+        stop: int | None = None,
+        **kwargs,
+    ) -> Tensor:
+        """norm(y_stop) from the state (x_start, y): the last step of early exit or a pipeline.
+
+        As :meth:`advance` and :meth:`output`, for less: where ``rows`` is set, layers[stop - 1]
+        computes no other rows of its output than those.
+        """
+        stop = check_depth(stop, len(self), True, "stop")
+        start = check_depth(start, stop, True, "start")
+        return self._finish(x, y, start, stop, self._wiring(x), args, kwargs)
+
+    def _finish(self, x, y, start, stop, wiring, args, kwargs) -> Tensor:
+        x, y, wiring = self._advance(x, y, start, stop, wiring, args, kwargs, closing=True)
+        spec, last = NormSpec.of(self.norm), self._scales_by_layer(stop)[-1][0]
+        if spec is None or not wiring.is_acn or torch.is_grad_enabled():
+            return self._output(x, y, stop, wiring)
+        # Nothing else reads y any more: its last term and the final norm are one pass.
+        x, out_dtype = wiring.selected(x), self._out_dtype(x)
+        return functional.accumulate_norm(x, y, spec, last, 0.0, None, self.backend, out_dtype)[0]
 
     def output(self, x: Tensor, y: Tensor | None, depth: int) -> Tensor:
         """norm(y_depth) from the state (x_depth, y) that :meth:`advance` returned."""
         depth = check_depth(depth, len(self), self.include_input)
-        wiring = self._wiring(x)
+        return self._output(x, y, depth, self._wiring(x))
+
+    def _output(self, x, y, depth, wiring) -> Tensor:
         if y is not None and not wiring.is_acn:
             y = wiring.selected(y)
         scale = self._scales_by_layer(depth)[-1][0]
@@ -195,19 +234,23 @@ class FusedACNStack(LayerList):
         in_place = wiring.is_acn and not torch.is_grad_enabled()
         return RunningSum if in_place else MixedStream
 
-    def _advance(self, x, y, start, stop, wiring, args, kwargs):
+    def _advance(self, x, y, start, stop, wiring, args, kwargs, closing=False):
+        """(x_stop, y, wiring of x_stop): ``closing`` may leave x_stop with the read rows alone."""
         kind = self._connection_kind(wiring)
         scales = self._scales_by_layer(stop)
         for i, layer in enumerate(self._numbered()[start:stop], start):
-            x, y = self._step(kind, i, layer, x, y, wiring, scales[i], args, kwargs)
-        return x, y
+            last = closing and i == stop - 1
+            x, y, wiring = self._step(kind, i, layer, x, y, wiring, scales[i], args, kwargs, last)
+        return x, y, wiring
 
     def _joined(self, x, wiring, scales, args, kwargs) -> Tensor:
         """alpha = 1 with gradients: every layer forks, and one join sums all terms at the end."""
         terms = []
-        for i, layer in enumerate(self._numbered()[: len(scales) - 1]):
-            x, forked = self._step(
-                LongConnection, i, layer, x, None, wiring, scales[i], args, kwargs
+        layers = self._numbered()[: len(scales) - 1]
+        for i, layer in enumerate(layers):
+            last = i == len(layers) - 1
+            x, forked, wiring = self._step(
+                LongConnection, i, layer, x, None, wiring, scales[i], args, kwargs, last
             )
             terms += forked
         terms.append(functional.tap(x, scales[-1][0], wiring.rows))
@@ -268,23 +311,27 @@ class FusedACNStack(LayerList):
         wanted = [k + len(self) + 1 if isinstance(k, int) and k < 0 else k for k in indices]
         return [check_depth(k, len(self), self.include_input, "indices") for k in wanted]
 
-    def _step(self, kind, i, layer, x, y, wiring, scales, args, kwargs):
-        """Runs layers[i] on x; returns its output and what its connection carries on."""
+    def _step(self, kind, i, layer, x, y, wiring, scales, args, kwargs, closing=False):
+        """Runs layers[i] on x; returns its output, what its connection carries on, and the wiring
+        of the output, which is without rows where the layer has computed those alone."""
 
         def run(x, y):
-            connection = kind(wiring, iter(scales), y)
+            connection = kind(wiring, iter(scales), y, closing)
             if hasattr(layer, "entry_norms"):
                 out = layer(x, *args, connection=connection, **kwargs)
             else:
                 out = layer(connection.enter(x, None), *args, **kwargs)
-            return out, connection.carried
+            return out, connection.carried, connection.wiring
 
         if self.checkpoint and torch.is_grad_enabled():
-            out, carried = checkpointed(run, x, y, use_reentrant=False)
+            out, carried, left = checkpointed(run, x, y, use_reentrant=False)
         else:
-            out, carried = run(x, y)
-        check_layer_output(i, layer, x, out)
-        return out, carried
+            out, carried, left = run(x, y)
+        shape = x.shape
+        if wiring.rows is not None and left.rows is None:
+            shape = (*shape[:-2], len(wiring.rows.index), shape[-1])
+        check_layer_output(i, layer, x, out, shape)
+        return out, carried, left
 
     def _wiring(self, x: Tensor) -> Wiring:
         check_stack_input(x, self._rows, next(self.parameters(), None))

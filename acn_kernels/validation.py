@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -74,11 +74,14 @@ def check_stack_input(x: Tensor, rows: object, parameter: Tensor | None) -> None
         raise ValueError(f"x is on {x.device}, the layers are on {parameter.device}")
 
 
-def check_layer_output(i: int, layer: nn.Module, x: Tensor, out: Tensor) -> None:
+def check_layer_output(
+    i: int, layer: nn.Module, x: Tensor, out: Tensor, shape: Sequence[int]
+) -> None:
+    """Raises where layers[i] did not turn x into a tensor of ``shape`` that goes with it."""
     name = f"layers[{i}] ({type(layer).__name__})"
     if not isinstance(out, Tensor):
         raise TypeError(f"{name} returned a {type(out).__name__}; a layer returns one tensor")
-    if out.shape != x.shape:
+    if out.shape != tuple(shape):
         raise ValueError(
             f"{name} turned shape {tuple(x.shape)} into {tuple(out.shape)}; "
             "the layers of a long sum keep the shape"

@@ -58,7 +58,13 @@ def test_bad_counts(option, tmp_path, capsys):
 
 def test_an_interrupt_leaves_no_file(tmp_path):
     command = [sys.executable, "-m", "acn_kernels.cli", "demo", "--out", str(tmp_path / "out")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background jobs ignore the interrupt, and so would their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     while "training" not in process.stderr.read(40):  # the progress bar: it is under way
         assert process.poll() is None
     process.send_signal(signal.SIGINT)

@@ -51,6 +51,34 @@ def samples(device):
             (x, y, False, scale, 0.3, None, None, None, 0.0, "none", torch.bfloat16),
             (x, first.clone(), False, scale, 1.0, row_map, weight, None, 1e-5, "rms", single),
         ],
+        **linear_stack_samples(device),
+        "exit_head": [
+            (x, y, scale, weight, bias, 1e-5, "layer", "mean", h[0], None, 0.7),
+            (x, first, None, weight, None, 1e-6, "rms", "first", h[0], bias[:3], 0.7),
+            (x, None, None, None, None, 0.0, "none", "mean", h[0], bias[:3], float("inf")),
+        ],
+        "compact": [  # no sample leaves room at the end, which nothing would write
+            (torch.tensor([True, True], device=device), [x, row_map[:2]], None),
+            (torch.tensor([False, True], device=device), [x.transpose(1, 2), h[:, 0]], 1),
+        ],
+    }
+
+
+def linear_stack_samples(device):
+    x, g = torch.randn(2, 3, 16, device=device)
+    weight, bias = torch.randn(2, 16, 16, device=device), torch.randn(2, 16, device=device)
+    kept = torch.randn(2, 3, 16, device=device)
+    scales, norm = torch.rand(3, device=device), torch.rand(16, device=device)
+    nothing = (None, None, 0.0, "none")
+    return {
+        "linear_stack": [
+            (x, weight, bias, scales, norm, norm, 1e-5, "layer", "gelu", True, True, x.dtype),
+            (x, weight, None, None, *nothing, "relu", False, False, torch.bfloat16),
+        ],
+        "linear_stack_backward": [
+            (g, x, weight, bias, scales, kept, "silu", True),
+            (g, x, weight, None, None, kept, "relu", False),
+        ],
     }
 
 

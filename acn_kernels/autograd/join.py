@@ -28,16 +28,13 @@ class JoinNorm(Operation):
         weight, bias, y, mean, rstd = ctx.saved_tensors
         if dout is None:
             return (None,) * (7 + len(ctx.dtypes))
-        g, dweight, dbias = dout, None, None
-        if ctx.kind != "none":
-            refuse_double_backward(ctx.backend)
-            g, dweight, dbias, _ = compiled(ctx.backend).fork_backward(
-                dout, None, y, weight, bias, mean, rstd, None, None, ctx.kind
-            )
+        g, dweight, dbias = gradient_of_sum(
+            dout, y, weight, bias, mean, rstd, ctx.kind, ctx.backend
+        )
         return (
             None,
-            dweight if weight is not None else None,
-            dbias if bias is not None else None,
+            dweight,
+            dbias,
             *(None,) * 4,
             *one_gradient_for_all(g, ctx.dtypes),
         )
@@ -64,3 +61,14 @@ def one_gradient_for_all(g, dtypes):
     packed = g.contiguous()
     casts = {dtype: packed.to(dtype) for dtype in dict.fromkeys(dtypes)}
     return tuple(casts[dtype] for dtype in dtypes)
+
+
+def gradient_of_sum(dout, y, weight, bias, mean, rstd, kind, backend):
+    """(g, dweight, dbias): from the gradient of norm(y) to that of the sum y and of the norm."""
+    if kind == "none":
+        return dout, None, None
+    refuse_double_backward(backend)
+    g, dweight, dbias, _ = compiled(backend).fork_backward(
+        dout, None, y, weight, bias, mean, rstd, None, None, kind
+    )
+    return g, dweight if weight is not None else None, dbias if bias is not None else None

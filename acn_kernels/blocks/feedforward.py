@@ -19,11 +19,15 @@ class FeedForwardStack(FusedACNStack):
     def forward(self, x: Tensor, *args, depth: int | None = None, **kwargs) -> Tensor:
         """norm(x_depth), of x's shape (or its selected rows)."""
         depth = check_depth(depth, len(self), self.include_input)
-        return self.forward_intermediates(x, *args, indices=[depth], **kwargs)[0]
+        return self.finish(x, None, *args, stop=depth, **kwargs)
 
-    def output(self, x: Tensor, y: Tensor | None, depth: int) -> Tensor:
+    def _finish(self, x, y, start, stop, wiring, args, kwargs) -> Tensor:
+        x, y, wiring = self._advance(x, y, start, stop, wiring, args, kwargs, closing=True)
+        return self._output(x, y, stop, wiring)
+
+    def _output(self, x, y, depth, wiring) -> Tensor:
         """norm(x_depth): there is no sum."""
-        return self._head_norm(self._wiring(x).selected(x), x)
+        return self._head_norm(wiring.selected(x), x)
 
     def _wiring(self, x: Tensor) -> Wiring:
         return super()._wiring(x)._replace(alpha=1.0, detach=False)

@@ -45,6 +45,10 @@ class MixerBlock(nn.Module):
         """x [B, T, D] to the same shape."""
         connection = connection or Connection()
         h = self.token_mlp(connection.enter(x, self.norm1).transpose(-1, -2)).transpose(-1, -2)
+        if self.closing is None:
+            # Beyond this point no token reads another.
+            rows = connection.take_read_rows()
+            h = h if rows is None else h.index_select(-2, rows.index)
         if self.closing is None and connection.sublayers:
             return self.channel_mlp(connection.enter(h, self.norm2))
         out = connection.within(h, self.norm2, self.channel_mlp)

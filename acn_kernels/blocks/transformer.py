@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acn_kernels.blocks.mlp import Mlp
 from acn_kernels.connection import Connection
+from acn_kernels.hooks import has_hooks
+from acn_kernels.rows import RowSelection
 
 
 class Attention(nn.Module):
@@ -21,11 +24,49 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(
-        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+        self,
+        x: Tensor,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        rows: RowSelection | None = None,
     ) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        """With ``rows``, only these tokens ask: [B, R, D] of the R queries over all keys."""
+        if rows is None:
+            q, k, v = self._heads(self.qkv(x), 3)
+        else:
+            q, k, v = self._few_queries(x, rows)
+            attn_mask = _mask_of_rows(rows, x.shape[-2], attn_mask, is_causal)
+            is_causal = False
         out = F.scaled_dot_product_attention(q, k, v, attn_mask, is_causal=is_causal)
         return self.proj(out.transpose(1, 2).flatten(2))
+
+    def _heads(self, x: Tensor, count: int) -> list[Tensor]:
+        """``count`` tensors [B, heads, T, D / heads] that lie beside each other in x."""
+        # Split before the heads move: the other way round, the backward pass copies once more.
+        split = x.unflatten(-1, (count, self.heads, -1)).unbind(2)
+        return [part.transpose(1, 2) for part in split]
+
+    def _few_queries(self, x: Tensor, rows: RowSelection) -> list[Tensor]:
+        chosen = x.index_select(1, rows.index)
+        if type(self.qkv) is not nn.Linear or has_hooks(self.qkv):  # to be called, not taken apart
+            q, k, v = self._heads(self.qkv(x), 3)
+            return [q.index_select(2, rows.index), k, v]
+        width = x.shape[-1]
+        weights = self.qkv.weight.split((width, 2 * width))
+        biases = self.qkv.bias.split((width, 2 * width))
+        queries, rest = (F.linear(*of) for of in zip((chosen, x), weights, biases, strict=True))
+        return [*self._heads(queries, 1), *self._heads(rest, 2)]
+
+
+def _mask_of_rows(
+    rows: RowSelection, tokens: int, attn_mask: Tensor | None, is_causal: bool
+) -> Tensor | None:
+    """The chosen rows of a mask [..., T, T] or [..., 1, T], or of the causal one."""
+    if is_causal:
+        return rows.index[:, None] >= torch.arange(tokens, device=rows.index.device)
+    if attn_mask is None or attn_mask.shape[-2] == 1:
+        return attn_mask
+    return attn_mask.index_select(-2, rows.index)
 
 
 class TransformerBlock(nn.Module):
@@ -67,7 +108,9 @@ class TransformerBlock(nn.Module):
     ) -> Tensor:
         """x [B, T, D] to the same shape; the attention arguments are those of torch's SDPA."""
         connection = connection or Connection()
-        h = self.attn(connection.enter(x, self.norm1), attn_mask, is_causal)
+        h = connection.enter(x, self.norm1)
+        rows = connection.take_read_rows()
+        h = self.attn(h, attn_mask, is_causal, rows)
         if connection.sublayers:
             return self.mlp(connection.enter(h, self.norm2))
         return connection.within(h, self.norm2, self.mlp)

@@ -9,6 +9,7 @@ _INV_SQRT2 = tl.constexpr(0.7071067811865476)
 _INV_SQRT_2PI = tl.constexpr(0.3989422804014327)
 _SQRT_2_OVER_PI = tl.constexpr(0.7978845608028654)
 _CUBIC = tl.constexpr(0.044715)
+# Tensors stand to the left of these: from the other side the interpreter cannot multiply.
 
 
 @triton.jit
@@ -17,13 +18,8 @@ def activated(z, ACTIVATION: tl.constexpr):
     if ACTIVATION == "relu":
         # Not tl.maximum, which would turn NaN into 0.
         return tl.where(z < 0.0, 0.0, z)
-    elif ACTIVATION == "gelu":
-        return 0.5 * z * (1.0 + tl.erf(z * _INV_SQRT2))
-    elif ACTIVATION == "gelu_tanh":
-        return z * tl.sigmoid(2.0 * _SQRT_2_OVER_PI * (z + _CUBIC * z * z * z))
     else:
-        tl.static_assert(ACTIVATION == "silu")
-        return z * tl.sigmoid(z)
+        return z * _gate(z, ACTIVATION)
 
 
 @triton.jit
@@ -31,13 +27,25 @@ def activation_slope(z, ACTIVATION: tl.constexpr):
     """f'(z). For "relu" z may as well be f(z): the slope is 1 where either is positive."""
     if ACTIVATION == "relu":
         return tl.where(z <= 0.0, 0.0, 1.0)
-    elif ACTIVATION == "gelu":
-        density = _INV_SQRT_2PI * tl.exp(-0.5 * z * z)
-        return 0.5 * (1.0 + tl.erf(z * _INV_SQRT2)) + z * density
+    else:
+        gate = _gate(z, ACTIVATION)
+        if ACTIVATION == "gelu":
+            return gate + z * tl.exp(z * z * -0.5) * _INV_SQRT_2PI
+        elif ACTIVATION == "gelu_tanh":
+            inner_slope = (1.0 + z * z * (3.0 * _CUBIC)) * (2.0 * _SQRT_2_OVER_PI)
+            return gate + z * gate * (1.0 - gate) * inner_slope
+        else:
+            return gate + z * gate * (1.0 - gate)
+
+
+@triton.jit
+def _gate(z, ACTIVATION: tl.constexpr):
+    """f(z) / z of the activations that are their input times a gate."""
+    if ACTIVATION == "gelu":
+        return 0.5 * (1.0 + tl.erf(z * _INV_SQRT2))
     elif ACTIVATION == "gelu_tanh":
-        s = tl.sigmoid(2.0 * _SQRT_2_OVER_PI * (z + _CUBIC * z * z * z))
-        return s + z * s * (1.0 - s) * 2.0 * _SQRT_2_OVER_PI * (1.0 + 3.0 * _CUBIC * z * z)
+        # 0.5 (1 + tanh(v)) = sigmoid(2 v)
+        return 1.0 / (1.0 + tl.exp((z + z * z * z * _CUBIC) * (-2.0 * _SQRT_2_OVER_PI)))
     else:
         tl.static_assert(ACTIVATION == "silu")
-        s = tl.sigmoid(z)
-        return s * (1.0 + z * (1.0 - s))
+        return 1.0 / (1.0 + tl.exp(-z))

@@ -1,4 +1,4 @@
-"""Launch shapes of the row-wise kernels: every heuristic by size and device in one place."""
+"""Launch shapes of the kernels: every heuristic by size and device in one place."""
 
 from __future__ import annotations
 
@@ -12,12 +12,27 @@ from torch import Tensor
 MAX_WIDTH = 4096
 # Sources of the long sum that one launch reads; deeper stacks carry the sum on in fp32.
 MAX_SOURCES = 16
+# Linear stacks hold a layer's whole weight in shared memory.
+MAX_STACK_WIDTH = 128
+LINEAR_STACK_STAGES = 2  # the next layer's weight is on its way during a product
 _TILE_ELEMENTS = 2048
 _ELEMENTS_PER_THREAD = 8  # one 16-byte access in half precision
 # Left to itself, ptxas spills a few bytes to reach an occupancy that these kernels do not need.
 _REGISTERS_PER_THREAD = 96
 JOIN_REGISTERS_PER_THREAD = 128  # all sources' loads are in flight at once
 _PROGRAMS_PER_MULTIPROCESSOR = 2
+# An exit's program works alone on its sample: much in flight at once, in the registers there are.
+_EXIT_TILE_ELEMENTS = 8192
+_EXIT_ELEMENTS_PER_THREAD = 32
+_EXIT_REGISTERS_PER_THREAD = 128
+
+# A larger sample does not fit the registers of a multiprocessor beside its own long sum.
+MAX_SAMPLE_TOKENS = 64
+MAX_SAMPLE_WIDTH = 256
+MAX_SAMPLE_ELEMENTS = 8192
+_SAMPLE_ELEMENTS_PER_WARP = 1024  # 32 registers of a thread for each fp32 tile
+_MOST_REGISTERS = 255
+_LEAST_PRODUCT = 16  # sides of a tile in a matrix product
 
 
 class RowTile(NamedTuple):
@@ -43,6 +58,140 @@ def row_tile(width: int) -> RowTile:
     rows = max(1, _TILE_ELEMENTS // padded)
     warps = min(32, max(4, rows * padded // (32 * _ELEMENTS_PER_THREAD)))
     return RowTile(rows, padded, warps)
+
+
+class StackTile(NamedTuple):
+    """``rows`` rows that one program takes through all layers of a narrow stack, and the
+    power-of-two ``width`` of the weights that it multiplies by."""
+
+    rows: int
+    width: int
+    warps: int
+
+    def launch_options(self, stages: int) -> dict[str, int]:
+        """The keyword arguments that every launch over this tile passes."""
+        return {
+            "TILE_ROWS": self.rows,
+            "TILE_WIDTH": self.width,
+            "num_warps": self.warps,
+            "num_stages": stages,
+            "maxnreg": 255,  # or ptxas spills for an occupancy that nobody asked of it
+        }
+
+
+def stack_tile(width: int) -> StackTile:
+    """The tile of a linear stack of ``width`` wide layers."""
+    padded = max(16, triton.next_power_of_2(width))
+    # 64 rows are the least that fill sm_90's matrix instruction; at most 32 elements a thread, x,
+    # the sum and a product fit its registers.
+    return StackTile(64, padded, 4 if padded < 64 else 8)
+
+
+def linear_stack_backward_stages(activation: str) -> int:
+    """Where the next layer's weight can be on its way without a spill on any target."""
+    return 1 if activation in ("silu", "gelu_tanh") else LINEAR_STACK_STAGES
+
+
+def dot_precision(dtype: torch.dtype) -> str:
+    """How a product takes its operands: fp32 in full, as torch does unless told otherwise."""
+    return "ieee" if dtype == torch.float32 else "tf32"
+
+
+class MixerTile(NamedTuple):
+    """A sample of ``tokens`` x ``width`` in one program, hidden units ``*_chunk`` at a time."""
+
+    tokens: int
+    width: int
+    token_chunk: int
+    channel_chunk: int
+    warps: int
+
+    def launch_options(self) -> dict[str, int]:
+        """The keyword arguments that every launch over this tile passes."""
+        return {
+            "TILE_T": self.tokens,
+            "TILE_D": self.width,
+            "TOKEN_CHUNK": self.token_chunk,
+            "CHANNEL_CHUNK": self.channel_chunk,
+            "num_warps": self.warps,
+            "num_stages": 2,
+            # Left to itself, ptxas spills in small tiles to reach a higher occupancy.
+            "maxnreg": _MOST_REGISTERS,
+        }
+
+
+def mixer_tile(
+    tokens: int, width: int, token_hidden: int, channel_hidden: int, crowded: bool
+) -> MixerTile:
+    """The tile for samples of ``tokens`` x ``width`` elements; fewer hidden units at a time where
+    a kernel is ``crowded``, holding more than a plain layer and the long sum.
+
+    On every target eight warps hold 64 x 128 without a spill, and four do not; nor do eight with
+    more hidden units of the token MLP at a time, each of which is as wide as the sample.
+    """
+    tokens, width = _product_side(tokens), _product_side(width)
+    warps = max(2, tokens * width // _SAMPLE_ELEMENTS_PER_WARP)
+    return MixerTile(
+        tokens,
+        width,
+        min(32, _product_side(token_hidden)),
+        min(32 if crowded else 64, _product_side(channel_hidden)),
+        triton.next_power_of_2(warps),
+    )
+
+
+def mixer_tile_obstacle(tokens: int, width: int) -> str | None:
+    """Why no tile holds a sample of ``tokens`` x ``width``; None where one does."""
+    if tokens > MAX_SAMPLE_TOKENS or width > MAX_SAMPLE_WIDTH:
+        return (
+            f"a sample of {tokens} x {width} is too large for one program: "
+            f"up to {MAX_SAMPLE_TOKENS} tokens and a width of {MAX_SAMPLE_WIDTH}"
+        )
+    if _product_side(tokens) * _product_side(width) > MAX_SAMPLE_ELEMENTS:
+        return (
+            f"a sample of {tokens} x {width} is too large for one program: up to "
+            f"{MAX_SAMPLE_ELEMENTS} elements, both sides rounded up to powers of two"
+        )
+    return None
+
+
+def _product_side(size: int) -> int:
+    return max(_LEAST_PRODUCT, triton.next_power_of_2(size))
+
+
+class ExitTile(NamedTuple):
+    """Tokens and classes that an exit's program takes at a time, rows of ``width`` elements."""
+
+    tokens: int
+    classes: int
+    width: int
+    warps: int
+
+    def launch_options(self) -> dict[str, int]:
+        """The keyword arguments that every launch over this tile passes."""
+        return {
+            "TILE_TOKENS": self.tokens,
+            "TILE_CLASSES": self.classes,
+            "TILE_WIDTH": self.width,
+            "num_warps": self.warps,
+            "maxnreg": _EXIT_REGISTERS_PER_THREAD,
+        }
+
+
+def exit_tile(tokens: int, width: int, classes: int) -> ExitTile:
+    """The tile for a sample of ``tokens`` x ``width`` elements and a head of ``classes``."""
+    padded = triton.next_power_of_2(width)
+    most = max(1, _EXIT_TILE_ELEMENTS // padded)
+    tokens = min(most, triton.next_power_of_2(max(1, tokens)))
+    classes = min(most, triton.next_power_of_2(classes))
+    warps = max(tokens, classes) * padded // (32 * _EXIT_ELEMENTS_PER_THREAD)
+    return ExitTile(tokens, classes, padded, min(8, max(1, warps)))
+
+
+def copy_tile(width: int) -> RowTile:
+    """The tile for copying samples of ``width`` elements, which may take several tiles each."""
+    padded = min(_TILE_ELEMENTS, triton.next_power_of_2(width))
+    return RowTile(_TILE_ELEMENTS // padded, padded, 4)
 
 
 def persistent_programs(device: torch.device, tiles: int) -> int:

@@ -16,6 +16,7 @@ _TYPE_NAMES = {
     torch.float32: "fp32",
     torch.int32: "i32",
     torch.int64: "i64",
+    torch.bool: "i1",
 }
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from acn_kernels.kernels.cases import rowwise
+from acn_kernels.kernels.cases import exits, linear_stack, mixer_stack, rowwise
 from acn_kernels.kernels.cases.case import RegisteredLaunch
 
-FAMILIES = (rowwise,)
+FAMILIES = (rowwise, linear_stack, mixer_stack, exits)
 
 
 def registered_launches() -> dict[str, RegisteredLaunch]:

@@ -1,0 +1,48 @@
+"""mixer_stack: a whole ACN of Mixer blocks, differentiated as one operation."""
+
+from __future__ import annotations
+
+from acn_kernels.autograd.join import gradient_of_sum
+from acn_kernels.autograd.operation import Operation, refuse_double_backward
+from acn_kernels.ops import compiled
+
+BACKEND = "triton"  # the only path that has this operation
+
+
+class MixerStack(Operation):
+    """norm(sum_i a_i x_i); keeps the layers' outputs and gives all gradients in one sweep."""
+
+    @staticmethod
+    def forward(
+        x, scales, weight, bias, layer_eps, eps, kind, include_input, *parameters
+    ):  # fmt: skip
+        return compiled(BACKEND).mixer_stack(
+            x, parameters, scales, weight, bias, layer_eps, eps, kind, include_input, True
+        )
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, scales, weight, bias, ctx.layer_eps, _, ctx.kind, ctx.include_input, *parameters = inputs
+        _, *kept = output
+        ctx.mark_non_differentiable(*kept)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, scales, weight, bias, *kept, *parameters)
+
+    @staticmethod
+    def backward(ctx, dout, *_):
+        x, scales, weight, bias, y, mean, rstd, kept, *parameters = ctx.saved_tensors
+        if dout is None:
+            return (None,) * (8 + len(parameters))
+        refuse_double_backward(BACKEND)
+        g, dweight, dbias = gradient_of_sum(dout, y, weight, bias, mean, rstd, ctx.kind, BACKEND)
+        dx, dscales, dparameters = compiled(BACKEND).mixer_stack_backward(
+            g, x, kept, parameters, scales, ctx.layer_eps, ctx.include_input
+        )
+        return (
+            dx,
+            dscales if scales is not None else None,
+            dweight,
+            dbias,
+            *(None,) * 4,
+            *dparameters,
+        )

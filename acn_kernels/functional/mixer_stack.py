@@ -1,0 +1,247 @@
+"""mixer_stack: an ACN of Mixer blocks as one operation, and the blocks' parameters for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from acn_kernels import dispatch
+from acn_kernels.autograd.mixer_stack import BACKEND, MixerStack
+from acn_kernels.functional.checks import check_input, check_norm
+from acn_kernels.norm_spec import NormSpec
+from acn_kernels.ops import compiled
+from acn_kernels.scales import check_scales
+from acn_kernels.validation import under_autocast
+
+# The parts of a MixerBlock that have parameters, in the order in which a layer applies them.
+_PARTS = (
+    "norm1", "token_mlp.fc1", "token_mlp.fc2",
+    "norm2", "channel_mlp.fc1", "channel_mlp.fc2",
+    "closing", "norm3",
+)  # fmt: skip
+_WITHOUT_CLOSING = 6
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+class MixerParameters(NamedTuple):
+    """The parameters of L Mixer blocks of one form, stacked along a first axis [L, ...].
+
+    T tokens, width D, hidden widths H (of the token MLP) and C (of the channel MLP); matrices are
+    [out, in] as in nn.Linear. The last four are None without the block's closing step.
+    """
+
+    norm1_weight: Tensor  # [L, D]
+    norm1_bias: Tensor
+    token1_weight: Tensor  # [L, H, T]
+    token1_bias: Tensor
+    token2_weight: Tensor  # [L, T, H]
+    token2_bias: Tensor
+    norm2_weight: Tensor  # [L, D]
+    norm2_bias: Tensor
+    channel1_weight: Tensor  # [L, C, D]
+    channel1_bias: Tensor
+    channel2_weight: Tensor  # [L, D, C]
+    channel2_bias: Tensor
+    closing_weight: Tensor | None = None  # [L, D, D]
+    closing_bias: Tensor | None = None
+    norm3_weight: Tensor | None = None  # [L, D]
+    norm3_bias: Tensor | None = None
+    eps: float = 1e-5  # of all LayerNorms inside
+
+    @classmethod
+    def of(cls, blocks: Sequence[nn.Module]) -> MixerParameters:
+        """Those of ``blocks``; gradients flow back through the stacking.
+
+        Raises:
+            ValueError: the blocks do not make one stack; :func:`obstacle_to_mixer_blocks` in words.
+        """
+        obstacle = obstacle_to_mixer_blocks(blocks)
+        if obstacle:
+            raise ValueError(f"blocks do not make one Mixer stack: {obstacle}")
+        parts = _PARTS if blocks[0].closing is not None else _PARTS[:_WITHOUT_CLOSING]
+        stacked = [
+            torch.stack([getattr(block.get_submodule(part), name) for block in blocks])
+            for part in parts
+            for name in ("weight", "bias")
+        ]
+        return cls(*stacked, eps=blocks[0].norm1.eps)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The parameters that there are: 12, or 16 with the closing step."""
+        return tuple(self[:16] if self.closing_weight is not None else self[:12])
+
+
+def obstacle_to_mixer_blocks(blocks: Sequence[nn.Module]) -> str | None:
+    """Why ``blocks`` are not one stack of uniform Mixer blocks; None where they are."""
+    if len(blocks) == 0:
+        return "there is no layer"
+    for i, block in enumerate(blocks):
+        for obstacle in _obstacles_in(block):
+            return f"layers[{i}] {obstacle}"
+    form = _form(blocks[0])
+    for i, block in enumerate(blocks):
+        if _form(block) != form:
+            return f"layers[{i}] differs from layers[0] in a size, a dtype, a device or an eps"
+    return None
+
+
+def obstacle_to_mixer_stack(blocks: Sequence[nn.Module], x: Tensor) -> str | None:
+    """Why :func:`mixer_stack` cannot run ``blocks`` on inputs like x; None where it can."""
+    obstacle = obstacle_to_mixer_blocks(blocks)
+    if obstacle:
+        return obstacle
+    weight = blocks[0].channel_mlp.fc1.weight
+    tokens, width = blocks[0].token_mlp.fc1.in_features, weight.shape[1]
+    if under_autocast(x):
+        return "autocast is on, and rounds between the layers' own operations"
+    if x.dim() < 2 or x.shape[-2:] != (tokens, width):
+        return f"the input has shape {tuple(x.shape)}; the layers take [..., {tokens}, {width}]"
+    if (x.dtype, x.device) != (weight.dtype, weight.device):
+        return (
+            f"the input is {x.dtype} on {x.device}, the layers are {weight.dtype} on "
+            f"{weight.device}"
+        )
+    return _obstacle_to_samples(x)
+
+
+def mixer_stack(
+    x: Tensor,
+    parameters: MixerParameters,
+    spec: NormSpec | None = None,
+    scales: Tensor | None = None,
+    include_input: bool = True,
+) -> Tensor:
+    """``norm(sum_i a_i x_i)`` of the Mixer blocks with ``parameters``, at alpha = 1, in one kernel.
+
+    A sample and its sum stay on chip through all layers. With gradients, the layers' outputs are
+    kept, and nothing else; the backward pass is one sweep that computes each layer again and adds
+    the direct gradient, then one batched product for each kind of weight. Runs on Triton alone.
+
+    Args:
+        x: x_0, [..., T, D] with T up to 64, D up to 256 and, both rounded up to powers of two,
+            T x D up to 8192; fp16, bf16 or fp32.
+        parameters: of x's dtype and device.
+        spec: the final norm, or None for the bare sum.
+        scales: a_0 .. a_L as [L+1], or None for ones.
+        include_input: whether x_0 is a term of the sum; a_0 is not read without it.
+
+    Returns:
+        Like x.
+
+    Raises:
+        TypeError, ValueError: an argument is of another kind, shape, dtype or device.
+        RuntimeError: Triton cannot run here, or not on inputs like x.
+    """
+    inputs, options = checked(x, parameters, spec, scales, include_input)
+    recorded = torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in (*inputs, *parameters.tensors)
+    )
+    if recorded:
+        return MixerStack.apply(*inputs, *options, *parameters.tensors)[0]
+    x, *rest = inputs
+    return compiled(BACKEND).mixer_stack(x, parameters.tensors, *rest, *options, False)[0]
+
+
+def checked(
+    x: Tensor,
+    parameters: MixerParameters,
+    spec: NormSpec | None,
+    scales: Tensor | None,
+    include_input: bool,
+) -> tuple[tuple, tuple]:
+    """((x, scales, norm weight, norm bias), (layers' eps, norm's eps, kind, include_input)): the
+    arguments as the operators take them."""
+    check_input("x", x)
+    _check_parameters(x, parameters)
+    if scales is not None:
+        check_scales(scales, len(parameters.norm1_weight) + 1)
+    if spec is not None:
+        check_norm(x, spec)
+    obstacle = _obstacle_to_samples(x)
+    if obstacle:
+        raise RuntimeError(f"the Mixer kernels cannot run: {obstacle}")
+    kind, weight, bias = ("none", None, None) if spec is None else spec[:3]
+    eps = 0.0 if spec is None else spec.eps_for(x.dtype)
+    return (x, scales, weight, bias), (parameters.eps, eps, kind, include_input)
+
+
+def _obstacle_to_samples(x: Tensor) -> str | None:
+    obstacle = dispatch.obstacle_to(BACKEND, x)
+    if obstacle:
+        return obstacle
+    from acn_kernels.kernels.launch import mixer_tile_obstacle
+
+    return mixer_tile_obstacle(*x.shape[-2:])
+
+
+def _obstacles_in(block: nn.Module) -> Iterator[str]:
+    """What keeps a kernel from doing what ``block`` does, in words."""
+    from acn_kernels.blocks import MixerBlock  # which stands on this package
+
+    if type(block) is not MixerBlock:
+        yield f"is a {type(block).__name__}, no MixerBlock"
+        return
+    for name, module in block.named_modules():
+        label = f"{name or 'itself'} ({type(module).__name__})"
+        if any(getattr(module, hooks) for hooks in _HOOKS):
+            yield f"has hooks on {label}"
+        if "forward" in vars(module):
+            yield f"has a forward of its own on {label}"
+    for part in _PARTS if block.closing is not None else _PARTS[:_WITHOUT_CLOSING]:
+        module = block.get_submodule(part)
+        expected = nn.LayerNorm if part.startswith("norm") else nn.Linear
+        if type(module) is not expected:
+            yield f"has {part} of {type(module).__name__}, not {expected.__name__}"
+        elif module.weight is None or module.bias is None:
+            yield f"has {part} without a weight or a bias"
+    for mlp in (block.token_mlp, block.channel_mlp):
+        if type(mlp.act) is not nn.GELU or mlp.act.approximate != "none":
+            yield f"has {mlp.act} between its Linear layers, not the exact GELU"
+
+
+def _form(block: nn.Module) -> tuple:
+    """What all blocks of one stack share."""
+    norms = [part for part in block.children() if isinstance(part, nn.LayerNorm)]
+    return (
+        [(name, p.shape, p.dtype, p.device) for name, p in block.named_parameters()],
+        {norm.eps for norm in norms} | {block.norm1.eps},
+    )
+
+
+def _check_parameters(x: Tensor, parameters: MixerParameters) -> None:
+    if not isinstance(parameters, MixerParameters):
+        raise TypeError(f"parameters is a {type(parameters).__name__}; it takes MixerParameters")
+    if x.dim() < 2:
+        raise ValueError(f"x has shape {tuple(x.shape)}; it takes [..., T, D]")
+    tokens, width = x.shape[-2:]
+    layers = len(parameters.norm1_weight)
+    if layers == 0:
+        raise ValueError("parameters are those of no layer; a Mixer stack takes at least one")
+    hidden = parameters.token1_weight.shape[1], parameters.channel1_weight.shape[1]
+    matrices = {
+        "token1": (hidden[0], tokens),
+        "token2": (tokens, hidden[0]),
+        "channel1": (hidden[1], width),
+        "channel2": (width, hidden[1]),
+        "closing": (width, width),
+    }
+    for name, tensor in parameters._asdict().items():
+        if name == "eps" or (tensor is None and parameters.closing_weight is None):
+            continue
+        part, kind = name.split("_")
+        shape = matrices.get(part, (width,))
+        shape = (layers, *shape) if kind == "weight" else (layers, shape[0])
+        if tensor is None or tensor.shape != shape:
+            got = None if tensor is None else tuple(tensor.shape)
+            raise ValueError(
+                f"parameters.{name} has shape {got}; for samples of {tokens} x {width} it takes "
+                f"{shape}"
+            )
+        if tensor.dtype != x.dtype:
+            raise TypeError(f"parameters.{name} has dtype {tensor.dtype}, x has {x.dtype}")
+        if tensor.device != x.device:
+            raise ValueError(f"parameters.{name} is on {tensor.device}, x on {x.device}")

@@ -1,0 +1,77 @@
+"""Launches of the whole-stack kernels of Mixer blocks."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from acn_kernels.kernels.cases.case import RegisteredLaunch
+from acn_kernels.kernels.mixer_exit import mixer_exit
+from acn_kernels.kernels.mixer_stack import mixer_stack
+from acn_kernels.kernels.mixer_stack_backward import mixer_stack_backward
+from acn_kernels.kernels.recorder import launches_of
+
+_SAMPLES = 512
+_CLASSES = 10
+# One block has a multiprocessor to itself; sm_80 gives it this much on request.
+_SHARED_BYTES = 160 * 1024
+
+
+class Sizes(NamedTuple):
+    """A Mixer: tokens, width, hidden widths of its two MLPs, layers."""
+
+    tokens: int
+    width: int
+    token_hidden: int
+    channel_hidden: int
+    depth: int
+
+
+CIFAR = Sizes(64, 128, 64, 512, 16)
+DIGITS = Sizes(16, 64, 32, 128, 8)
+
+
+def launches() -> dict[str, RegisteredLaunch]:
+    """The presets that are narrow enough: all kernels in bf16, the plain form in fp16 too."""
+    found = {}
+    for name, sizes in (("cifar", CIFAR), ("digits", DIGITS)):
+        for form, dtype, closing in (
+            ("bf16", torch.bfloat16, False),
+            ("fp16", torch.float16, False),
+            ("closing, bf16", torch.bfloat16, True),
+        ):
+            for label, call in _calls(sizes, dtype, closing).items():
+                launch, *_ = launches_of(*call)  # of a sweep's equal launches, the first
+                found[f"{label}{name}, {form}]"] = RegisteredLaunch(launch, True, _SHARED_BYTES)
+    return found
+
+
+def _calls(sizes: Sizes, dtype: torch.dtype, closing: bool) -> dict[str, tuple]:
+    def empty(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    tokens, width, token_hidden, channel_hidden, depth = sizes
+    matrices = [
+        *((width,), (width,), (token_hidden, tokens), (token_hidden,)),
+        *((tokens, token_hidden), (tokens,), (width,), (width,)),
+        *((channel_hidden, width), (channel_hidden,), (width, channel_hidden), (width,)),
+        *((width, width), (width,), (width,), (width,)),
+    ]
+    parameters = [empty(depth, *shape) for shape in (matrices if closing else matrices[:12])]
+    x, scales = empty(_SAMPLES, tokens, width), empty(depth + 1, dtype=torch.float32)
+    g, kept = torch.empty_like(x), empty(depth, *x.shape)
+    norm = (empty(width), empty(width), 1e-5, 1e-5, "layer", True)
+    return {
+        "mixer_stack[inference, ": (mixer_stack, x, parameters, None, *norm, False),
+        "mixer_exit[": (
+            *(mixer_exit, x, parameters, None, empty(width), empty(width)),
+            *(empty(depth + 1, dtype=torch.int32), empty(_CLASSES, width), empty(_CLASSES)),
+            *(1e-5, 1e-5, "layer", True, "mean", 0.7),
+        ),
+        "mixer_stack[training, scales, ": (mixer_stack, x, parameters, scales, *norm, True),
+        "mixer_stack_backward[": (
+            *(mixer_stack_backward, g, x, kept, parameters, scales, 1e-5, True),
+        ),
+    }

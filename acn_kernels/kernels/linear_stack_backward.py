@@ -1,0 +1,132 @@
+"""linear_stack_backward: one sweep from the last layer to the first, in one kernel.
+
+``dz_i = dx_i f'(z_i)``, ``dx_{i-1} = dz_i W_i + a_{i-1} g``: the direct gradient g stays on chip
+and is added at every layer. The sweep writes what the weight gradients are made of, dz_i and
+x_{i-1}, and one batched product makes them all. Sums over rows (biases, scales) are shares of the
+programs, added in a fixed order.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from acn_kernels.kernels.activations import activated, activation_slope
+from acn_kernels.kernels.launch import (
+    as_rows,
+    dot_precision,
+    linear_stack_backward_stages,
+    stack_tile,
+)
+from acn_kernels.kernels.linear_stack import padded
+
+
+@triton.jit
+def linear_stack_backward_kernel(
+    g_ptr, x_ptr, weight_ptr, scale_ptr, kept_ptr,
+    dx_ptr, dz_ptr, inner_ptr, dbias_ptr, dscale_ptr,
+    rows, width, depth, g_stride, x_stride,
+    ACTIVATION: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_SCALES: tl.constexpr,
+    INCLUDE_INPUT: tl.constexpr, PRECISION: tl.constexpr,
+    TILE_ROWS: tl.constexpr, TILE_WIDTH: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0).to(tl.int64)
+    start = program * TILE_ROWS
+    row = tl.arange(0, TILE_ROWS)
+    col = tl.arange(0, TILE_WIDTH)
+    valid = (row < rows - start)[:, None]
+    mask = valid & (col < width)[None, :]
+    at = row[:, None] * TILE_WIDTH + col[None, :]
+    straight = col[:, None] * TILE_WIDTH + col[None, :]
+
+    g_row = (start + row) * g_stride
+    g = tl.load(g_ptr + g_row[:, None] + col[None, :], mask=mask, other=0.0)
+    # As the layers' own terms would have it, and half the registers.
+    g = g.to(x_ptr.dtype.element_ty)
+    dx = tl.zeros([TILE_ROWS, TILE_WIDTH], dtype=tl.float32)
+    for back in range(depth):
+        i = depth - 1 - back
+        first = (i * rows.to(tl.int64) + start) * TILE_WIDTH
+        scale = 1.0
+        if HAS_SCALES:
+            scale = tl.load(scale_ptr + i + 1).to(tl.float32)
+        z = tl.load(kept_ptr + first + at, mask=valid, other=0.0)
+        if ACTIVATION == "relu":
+            out = z
+        else:
+            out = activated(z.to(tl.float32), ACTIVATION).to(x_ptr.dtype.element_ty)
+            tl.store(inner_ptr + first + at, out, mask=valid & (i < depth - 1))
+        if HAS_SCALES:
+            # Down the rows first: across them, the sum would cost registers that the loop lacks.
+            share = tl.sum(tl.sum(g.to(tl.float32) * out.to(tl.float32), axis=0), axis=0)
+            tl.store(dscale_ptr + program * (depth + 1) + i + 1, share)
+        dz = (dx + scale * g.to(tl.float32)) * activation_slope(z.to(tl.float32), ACTIVATION)
+        if HAS_BIAS:
+            share_at = dbias_ptr + (program * depth + i) * TILE_WIDTH + col
+            tl.store(share_at, tl.sum(dz, axis=0))
+        dz = dz.to(x_ptr.dtype.element_ty)
+        tl.store(dz_ptr + first + at, dz, mask=valid)
+        weight = tl.load(weight_ptr + i * TILE_WIDTH * TILE_WIDTH + straight)
+        dx = tl.dot(dz, weight, input_precision=PRECISION)
+    if HAS_SCALES:
+        share = 0.0
+        if INCLUDE_INPUT:
+            x_row = (start + row) * x_stride
+            x = tl.load(x_ptr + x_row[:, None] + col[None, :], mask=mask, other=0.0)
+            share = tl.sum(tl.sum(g.to(tl.float32) * x.to(tl.float32), axis=0), axis=0)
+            dx += tl.load(scale_ptr).to(tl.float32) * g.to(tl.float32)
+        tl.store(dscale_ptr + program * (depth + 1), share)
+    elif INCLUDE_INPUT:
+        dx += g.to(tl.float32)
+    dx_at = dx_ptr + start * width + (row[:, None] * width + col[None, :])
+    tl.store(dx_at, dx.to(dx_ptr.dtype.element_ty), mask=mask)
+
+
+def linear_stack_backward(
+    g: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scales: Tensor | None,
+    kept: Tensor,
+    activation: str,
+    include_input: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(dx, dweight, dbias, dscales) from g, the gradient of the sum y; the last two are empty
+    where there is no bias or no scales. ``kept`` is what :func:`linear_stack` kept."""
+    x_rows, g_rows = as_rows(x), as_rows(g)
+    rows, width = x_rows.shape
+    depth = len(weight)
+    tile = stack_tile(width)
+    programs = triton.cdiv(rows, tile.rows)
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    dz = torch.empty_like(kept)
+    # x_1 .. x_{L-1}: kept where they tell their own slopes, else made again.
+    inner = kept[:-1] if activation == "relu" else torch.empty_like(kept[:-1])
+
+    def shares(wanted: bool, *shape: int) -> Tensor:
+        return x.new_empty(shape if wanted else 0, dtype=torch.float32)
+
+    dbias = shares(bias is not None, programs, depth, tile.width)
+    dscales = shares(scales is not None, programs, depth + 1)
+    if rows:
+        linear_stack_backward_kernel[(programs,)](
+            g_rows, x_rows, padded(weight, tile.width, 2), scales, kept,
+            dx, dz, inner, dbias, dscales,
+            rows, width, depth, g_rows.stride(0), x_rows.stride(0),
+            ACTIVATION=activation, HAS_BIAS=bias is not None, HAS_SCALES=scales is not None,
+            INCLUDE_INPUT=include_input, PRECISION=dot_precision(x.dtype),
+            **tile.launch_options(linear_stack_backward_stages(activation)),
+        )  # fmt: skip
+    dz, inner = dz[..., :width], inner[..., :width]
+    dweight = torch.empty_like(weight, memory_format=torch.contiguous_format)
+    torch.mm(dz[0].mT, x_rows, out=dweight[0])
+    torch.bmm(dz[1:].mT, inner, out=dweight[1:])
+    return (
+        dx,
+        dweight,
+        dbias.sum(0)[:, :width].to(bias.dtype) if bias is not None else dbias,
+        dscales.sum(0).to(scales.dtype) if scales is not None else dscales,
+    )
