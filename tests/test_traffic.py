@@ -156,12 +156,14 @@ LINEAR_STACKS = {  # activation, norm, scales, include_input, keep
 
 
 @pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
+@pytest.mark.parametrize("width", [20, 200])
 @pytest.mark.parametrize("stack", LINEAR_STACKS)
-def test_a_whole_linear_stack_moves_x_and_y_once(stack):
+def test_a_whole_linear_stack_moves_x_and_y_once(stack, width):
     activation, kind, scaled, include_input, keep = LINEAR_STACKS[stack]
-    x, weight, bias = torch.randn(150, 20), torch.randn(3, 20, 20), torch.randn(3, 20)
+    x = torch.randn(150, width)
+    weight, bias = 0.1 * torch.randn(3, width, width), torch.randn(3, width)
     scales = torch.rand(4) if scaled else None
-    norm = (None, None) if kind == "none" else (torch.rand(20), torch.rand(20))
+    norm = (None, None) if kind == "none" else (torch.rand(width), torch.rand(width))
     with observed() as launches:
         *_, kept = linear_stack(
             x, weight, bias, scales, *norm, 1e-5, kind, activation, include_input, keep, x.dtype

@@ -25,6 +25,8 @@ class Movement(NamedTuple):
     shared: small and the same for all; each program reads it at most once.
     per_row: one element for each of the launch's ``rows``.
     per_layer: written once or again, at most at each of the launch's ``layers``.
+    scratch: a program's own, written and read again at most at each of the launch's ``depth``
+        layers, which the caches answer.
     counters: each program adds to one element at most.
     samples: the argument that tells how many samples the programs take from a queue, where they
         do; ``shared`` and ``counters`` are then for each sample.
@@ -37,6 +39,7 @@ class Movement(NamedTuple):
     shared: tuple[str, ...] = ()
     per_row: tuple[str, ...] = ()
     per_layer: tuple[str, ...] = ()
+    scratch: tuple[str, ...] = ()
     counters: tuple[str, ...] = ()
     samples: str | None = None
 
@@ -92,6 +95,7 @@ MOVEMENTS: dict[str, Movement] = {
             "out_ptr", "kept_ptr if KEEP", "y_ptr if NORM", "mean_ptr if NORM", "rstd_ptr if NORM",
         ),
         shared=("weight_ptr", "bias_ptr", "scale_ptr", *_NORM_AFFINE),
+        scratch=("scratch_ptr",),
     ),
     "linear_stack_backward_kernel": Movement(
         reads=("g_ptr", "kept_ptr", "x_ptr if HAS_SCALES and INCLUDE_INPUT"),
@@ -100,6 +104,7 @@ MOVEMENTS: dict[str, Movement] = {
             "dscale_ptr if HAS_SCALES",
         ),
         shared=("weight_ptr", "scale_ptr"),
+        scratch=("scratch_ptr",),
     ),
     "mixer_stack_kernel": Movement(
         reads=("x_ptr",),
@@ -158,6 +163,9 @@ def must_move(
             expected[name] = Bytes(element * arguments["rows"], 0, at_most=True)
         elif "per_layer" in kinds:
             expected[name] = Bytes(0, size * arguments["layers"], at_most=True)
+        elif "scratch" in kinds:
+            moved = size * arguments["depth"]
+            expected[name] = Bytes(moved, moved, at_most=True)
         elif kinds & {"marked_reads", "marked_writes"}:
             marked = min(int(arguments["stays_ptr"].sum()), arguments["kept"]) * (
                 size // len(tensor)
