@@ -62,8 +62,9 @@ def availability() -> dict[str, tuple[bool, str]]:
     }
 
 
-def obstacle_to(backend: str, x: Tensor) -> str | None:
-    """Why ``backend`` cannot work on tensors like x; None where it can."""
+def obstacle_to(backend: str, x: Tensor, whole_rows: bool = True) -> str | None:
+    """Why ``backend`` cannot work on tensors like x; None where it can. Operations that need not
+    hold ``whole_rows`` [D] at once take any D."""
     if backend == "torch":
         return None
     if forward_ad._current_level >= 0:
@@ -78,7 +79,7 @@ def obstacle_to(backend: str, x: Tensor) -> str | None:
             return f"the Triton kernels take fp16, bf16 and fp32, the input is {x.dtype}"
         from acn_kernels.kernels.launch import MAX_WIDTH
 
-        if x.shape[-1] > MAX_WIDTH:
+        if whole_rows and x.shape[-1] > MAX_WIDTH:
             return f"a row of {x.shape[-1]} does not fit a program's registers ({MAX_WIDTH})"
         return None
     if _extension.module() is None:
@@ -90,8 +91,8 @@ def obstacle_to(backend: str, x: Tensor) -> str | None:
     return None
 
 
-def choose(backend: str, x: Tensor) -> Choice:
-    """The path for tensors like x.
+def choose(backend: str, x: Tensor, whole_rows: bool = True) -> Choice:
+    """The path for tensors like x; ``whole_rows`` as in :func:`obstacle_to`.
 
     Raises:
         ValueError: ``backend`` is unknown.
@@ -99,12 +100,12 @@ def choose(backend: str, x: Tensor) -> Choice:
     """
     check_backend(backend)
     if backend != "auto":
-        obstacle = obstacle_to(backend, x)
+        obstacle = obstacle_to(backend, x, whole_rows)
         if obstacle:
             raise RuntimeError(f"backend={backend!r} cannot run: {obstacle}")
         return Choice(backend, "asked for by name")
     if x.is_cuda:
-        obstacle = obstacle_to("triton", x)
+        obstacle = obstacle_to("triton", x, whole_rows)
         return Choice("torch", obstacle) if obstacle else Choice("triton", "the input is on a GPU")
     if torch.compiler.is_compiling():
         return Choice("torch", "torch.compile fuses PyTorch's own operations on a CPU")

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from acn_kernels import functional
+from acn_kernels.dispatch import choose
+from acn_kernels.hooks import has_hooks
 
 
 class Mlp(nn.Module):
@@ -14,5 +20,16 @@ class Mlp(nn.Module):
         self.act = nn.GELU()
         self.fc2 = nn.Linear(hidden, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, backend: str = "auto") -> Tensor:
+        if self._takes_bias_apart(x, backend):
+            z = F.linear(x, self.fc1.weight)
+            return self.fc2(functional.bias_gelu(z, self.fc1.bias, backend))
         return self.fc2(self.act(self.fc1(x)))
+
+    def _takes_bias_apart(self, x: Tensor, backend: str) -> bool:
+        """Whether a backward pass follows that forms the bias's gradient for free."""
+        if not torch.is_grad_enabled() or choose(backend, x, False).backend != "triton":
+            return False
+        plain = type(self.fc1) is nn.Linear and self.fc1.bias is not None
+        exact = type(self.act) is nn.GELU and self.act.approximate == "none"
+        return plain and exact and not has_hooks(self.fc1) and not has_hooks(self.act)

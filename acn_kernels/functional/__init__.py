@@ -1,5 +1,6 @@
 """The operations of an ACN, validated and documented; their truth is acn_kernels.reference."""
 
+from acn_kernels.functional.bias_gelu import bias_gelu
 from acn_kernels.functional.exits import ExitDecision, compact, entropy, exit_head
 from acn_kernels.functional.linear_stack import linear_stack, obstacle_to_linear_stack
 from acn_kernels.functional.long_connection import (
@@ -23,6 +24,7 @@ __all__ = [
     "MixerParameters",
     "Term",
     "accumulate_norm",
+    "bias_gelu",
     "compact",
     "entropy",
     "exit_head",

@@ -16,6 +16,7 @@ MAX_SOURCES = 16
 MAX_STACK_WIDTH = 256
 LINEAR_STACK_STAGES = 2  # the next layer's weight is on its way during a product
 _TILE_ELEMENTS = 2048
+_MAX_COLUMNS = 1024
 _ELEMENTS_PER_THREAD = 8  # one 16-byte access in half precision
 # Left to itself, ptxas spills a few bytes to reach an occupancy that these kernels do not need.
 _REGISTERS_PER_THREAD = 96
@@ -58,6 +59,11 @@ def row_tile(width: int) -> RowTile:
     rows = max(1, _TILE_ELEMENTS // padded)
     warps = min(32, max(4, rows * padded // (32 * _ELEMENTS_PER_THREAD)))
     return RowTile(rows, padded, warps)
+
+
+def column_tile(width: int) -> RowTile:
+    """The tile of an elementwise kernel, which may split rows of ``width`` elements."""
+    return row_tile(min(width, _MAX_COLUMNS))
 
 
 class StackTile(NamedTuple):
@@ -212,12 +218,13 @@ def copy_tile(width: int) -> RowTile:
     return RowTile(_TILE_ELEMENTS // padded, padded, 4)
 
 
-def persistent_programs(device: torch.device, tiles: int) -> int:
-    """Programs of a kernel that walks the tiles in strides, for sums across all rows."""
+def persistent_programs(device: torch.device, tiles: int, columns: int = 1) -> int:
+    """Programs of a kernel that walks the tiles in strides, for sums across all rows; each of
+    ``columns`` blocks of columns has as many."""
     if device.type != "cuda":  # the interpreter
         return min(tiles, 3)
     count = torch.cuda.get_device_properties(device).multi_processor_count
-    return min(tiles, count * _PROGRAMS_PER_MULTIPROCESSOR)
+    return min(tiles, triton.cdiv(count * _PROGRAMS_PER_MULTIPROCESSOR, columns))
 
 
 def as_rows(x: Tensor) -> Tensor:

@@ -88,6 +88,10 @@ MOVEMENTS: dict[str, Movement] = {
         shared=("scale_ptr if HAS_SCALE", *_AFFINE),
         per_row=("row_map_ptr if HAS_ROWS",),
     ),
+    "bias_gelu_kernel": Movement(reads=("z_ptr",), writes=("h_ptr",), shared=("bias_ptr",)),
+    "bias_gelu_backward_kernel": Movement(
+        reads=("dh_ptr", "z_ptr"), writes=("dz_ptr", "dbias_ptr"), shared=("bias_ptr",)
+    ),
     # Of a whole stack, x and the sum move once, however deep it is.
     "linear_stack_kernel": Movement(
         reads=("x_ptr",),
