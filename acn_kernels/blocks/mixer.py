@@ -21,6 +21,8 @@ class MixerBlock(nn.Module):
         norm: class of the norms, called with D.
     """
 
+    whole_stack = "mixer"  # the kernels that run stacks of it; a subclass has to say so itself
+
     def __init__(
         self,
         tokens: int,

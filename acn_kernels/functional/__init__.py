@@ -14,6 +14,7 @@ from acn_kernels.functional.long_connection import (
 from acn_kernels.functional.mixer_exit import MixerExits, mixer_exit
 from acn_kernels.functional.mixer_stack import (
     MixerParameters,
+    is_mixer_block,
     mixer_stack,
     obstacle_to_mixer_stack,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "entropy",
     "exit_head",
     "fork",
+    "is_mixer_block",
     "join",
     "linear_stack",
     "mixer_exit",

@@ -20,8 +20,11 @@ class Movement(NamedTuple):
     stay untouched; "name if CONDITION" holds for some launches alone (see :func:`_holds`).
 
     reads, writes: every element exactly once (both: read, then written).
+    layer_reads, layer_writes: the same of the one layer, of the first axis, that the launch is at.
+    rereads: once, and at most once more while it is still in the cache.
     marked_reads, marked_writes: the same of the samples that the launch's ``stays_ptr`` marks,
         at most ``kept`` of them.
+    at_most_once: read, or written, in part: at the first layer, not at the last, or a few columns.
     shared: small and the same for all; each program reads it at most once.
     per_row: one element for each of the launch's ``rows``.
     per_layer: written once or again, at most at each of the launch's ``layers``.
@@ -34,6 +37,10 @@ class Movement(NamedTuple):
 
     reads: tuple[str, ...]
     writes: tuple[str, ...]
+    layer_reads: tuple[str, ...] = ()
+    layer_writes: tuple[str, ...] = ()
+    rereads: tuple[str, ...] = ()
+    at_most_once: tuple[str, ...] = ()
     marked_reads: tuple[str, ...] = ()
     marked_writes: tuple[str, ...] = ()
     shared: tuple[str, ...] = ()
@@ -128,6 +135,31 @@ MOVEMENTS: dict[str, Movement] = {
         counters=("queue_ptr", "counts_ptr"),
         samples="samples",
     ),
+    # One layer a launch. What the layer before and the one after hand on moves in ``carry``.
+    "closing_backward_kernel": Movement(
+        reads=("g_ptr", "out_ptr if HAS_SCALES"),
+        writes=(),
+        rereads=("u_ptr",),
+        layer_writes=("m_ptr", "dz_ptr", "dm_ptr"),
+        at_most_once=("carry_ptr", "share_ptr", "dscale_ptr"),
+        shared=("parameters", "scale_ptr"),
+    ),
+    "channel_backward_kernel": Movement(
+        reads=("u_ptr", "g_ptr if not CLOSING", "out_ptr if HAS_SCALES and not CLOSING"),
+        writes=(),
+        layer_reads=("dm_ptr if CLOSING",),
+        layer_writes=("n_ptr", "hidden_ptr", "dhidden_ptr", "dm_ptr if not CLOSING", "dh_ptr"),
+        at_most_once=("carry_ptr if not CLOSING", "share_ptr", "dscale_ptr if not CLOSING"),
+        shared=("parameters", "scale_ptr"),
+    ),
+    "token_backward_kernel": Movement(
+        reads=("u_ptr", "g_ptr if INCLUDE_INPUT and not layer"),
+        writes=("carry_ptr if layer", "dx_ptr if not layer"),
+        layer_reads=("dh_ptr", "dz_ptr if CLOSING"),
+        layer_writes=("n_ptr", "hidden_ptr", "dhidden_ptr"),
+        at_most_once=("share_ptr", "dscale_ptr"),
+        shared=("parameters", "scale_ptr"),
+    ),
     "exit_head_kernel": Movement(
         reads=("x_ptr", "y_ptr"),
         writes=("logits_ptr", "entropy_ptr", "stays_ptr"),
@@ -167,6 +199,15 @@ def must_move(
             expected[name] = Bytes(element * arguments["rows"], 0, at_most=True)
         elif "per_layer" in kinds:
             expected[name] = Bytes(0, size * arguments["layers"], at_most=True)
+        elif "rereads" in kinds:
+            expected[name] = Bytes(2 * size, 0, at_most=True)
+        elif "at_most_once" in kinds:
+            expected[name] = Bytes(size, size, at_most=True)
+        elif kinds & {"layer_reads", "layer_writes"}:
+            slice_ = size // len(tensor)
+            expected[name] = Bytes(
+                slice_ * ("layer_reads" in kinds), slice_ * ("layer_writes" in kinds)
+            )
         elif "scratch" in kinds:
             moved = size * arguments["depth"]
             expected[name] = Bytes(moved, moved, at_most=True)
