@@ -53,7 +53,7 @@ def _obstacle_in_stack(stack: FusedACNStack, x: Tensor, plain_call: bool) -> str
         ("rows", stack.rows is None),
         ("granularity", stack.granularity == "block"),
         ("direct_gradient_only", not stack.direct_gradient_only),
-        ("checkpoint", not (stack.checkpoint and torch.is_grad_enabled())),
+        ("checkpoint", stack.checkpoint is not True or not torch.is_grad_enabled()),
     ):
         if not plain:
             return f"{name} is {getattr(stack, name)!r}"

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from acn_kernels import functional
 from acn_kernels.dispatch import choose
 from acn_kernels.hooks import has_hooks
+from acn_kernels.recompute import offer
 
 
 class Mlp(nn.Module):
@@ -21,15 +22,22 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor, backend: str = "auto") -> Tensor:
-        if self._takes_bias_apart(x, backend):
+        plain = self._is_plain()
+        if plain and self._takes_bias_apart(x, backend):
             z = F.linear(x, self.fc1.weight)
             return self.fc2(functional.bias_gelu(z, self.fc1.bias, backend))
-        return self.fc2(self.act(self.fc1(x)))
+        z = self.fc1(x)
+        h = self.act(z)
+        return self.fc2(offer(h, lambda: F.gelu(z)) if plain else h)
+
+    def _is_plain(self) -> bool:
+        """Whether what happens before fc2 is known, and may be done in another way."""
+        linear = type(self.fc1) is nn.Linear and not has_hooks(self.fc1)
+        exact = type(self.act) is nn.GELU and self.act.approximate == "none"
+        return linear and exact and not has_hooks(self.act)
 
     def _takes_bias_apart(self, x: Tensor, backend: str) -> bool:
         """Whether a backward pass follows that forms the bias's gradient for free."""
-        if not torch.is_grad_enabled() or choose(backend, x, False).backend != "triton":
+        if not torch.is_grad_enabled() or self.fc1.bias is None:
             return False
-        plain = type(self.fc1) is nn.Linear and self.fc1.bias is not None
-        exact = type(self.act) is nn.GELU and self.act.approximate == "none"
-        return plain and exact and not has_hooks(self.fc1) and not has_hooks(self.act)
+        return choose(backend, x, False).backend == "triton"
