@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from acn_kernels import _extension
+from acn_kernels.ops import OPERATORS
 
 BACKENDS = ("auto", "triton", "native", "torch")
 # Triton reads the variable when a kernel is defined, so that later changes would mean nothing.
@@ -18,6 +19,7 @@ _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 _TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _NATIVE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_CUDA_DTYPES = _TRITON_DTYPES  # of the extension's own CUDA kernels
 
 
 class Choice(NamedTuple):
@@ -62,8 +64,11 @@ def availability() -> dict[str, tuple[bool, str]]:
     }
 
 
-def obstacle_to(backend: str, x: Tensor) -> str | None:
-    """Why ``backend`` cannot work on tensors like x; None where it can."""
+def obstacle_to(backend: str, x: Tensor, operation: str | None = None) -> str | None:
+    """Why ``backend`` cannot work on tensors like x; None where it can.
+
+    ``operation``: the operator to run, where the extension may have a CUDA kernel for it.
+    """
     if backend == "torch":
         return None
     if forward_ad._current_level >= 0:
@@ -83,6 +88,8 @@ def obstacle_to(backend: str, x: Tensor) -> str | None:
         return None
     if _extension.module() is None:
         return f"the compiled extension is {_extension.state()}"
+    if x.is_cuda and operation is not None and "acn_cuda" in OPERATORS[operation].homes:
+        return _obstacle_to_cuda_kernel(x, operation)
     if x.device.type != "cpu":
         return f"the input is on {x.device.type}, the native kernels run on cpu"
     if x.dtype not in _NATIVE_DTYPES:
@@ -90,8 +97,20 @@ def obstacle_to(backend: str, x: Tensor) -> str | None:
     return None
 
 
-def choose(backend: str, x: Tensor) -> Choice:
-    """The path for tensors like x.
+def _obstacle_to_cuda_kernel(x: Tensor, operation: str) -> str | None:
+    if not _extension.has_cuda_kernels():
+        return f"the extension has no CUDA kernels: {_extension.state()}"
+    if x.dtype not in _CUDA_DTYPES:
+        return f"the CUDA kernels take fp16, bf16 and fp32, the input is {x.dtype}"
+    limits = _extension.module()
+    widest = limits.cuda_max_exit_width if operation == "exit_head" else limits.cuda_max_width
+    if operation != "compact" and x.shape[-1] > widest:
+        return f"a row of {x.shape[-1]} does not fit a block's registers ({widest})"
+    return None
+
+
+def choose(backend: str, x: Tensor, operation: str | None = None) -> Choice:
+    """The path for tensors like x, for an operator that has a CUDA kernel beside Triton's or none.
 
     Raises:
         ValueError: ``backend`` is unknown.
@@ -99,13 +118,17 @@ def choose(backend: str, x: Tensor) -> Choice:
     """
     check_backend(backend)
     if backend != "auto":
-        obstacle = obstacle_to(backend, x)
+        obstacle = obstacle_to(backend, x, operation)
         if obstacle:
             raise RuntimeError(f"backend={backend!r} cannot run: {obstacle}")
         return Choice(backend, "asked for by name")
     if x.is_cuda:
         obstacle = obstacle_to("triton", x)
-        return Choice("torch", obstacle) if obstacle else Choice("triton", "the input is on a GPU")
+        if obstacle is None:
+            return Choice("triton", "the input is on a GPU")
+        if operation is not None and obstacle_to("native", x, operation) is None:
+            return Choice("native", f"{obstacle}; the extension has a CUDA kernel")
+        return Choice("torch", obstacle)
     if torch.compiler.is_compiling():
         return Choice("torch", "torch.compile fuses PyTorch's own operations on a CPU")
     obstacle = obstacle_to("native", x)

@@ -138,11 +138,13 @@ def check_library(report: Report, library: Path, name: Name) -> str:
     paths = re.findall(r"\((?:RPATH|RUNPATH)\).*\[(.+)\]", dynamic)
     report.check(not paths, f"looks for no library in a place of the build machine {paths or ''}")
     symbols = output("readelf", "--wide", "--dyn-syms", library)
-    defined = {line.split()[-1] for line in symbols.splitlines() if re.search(r" UND \S", line)}
-    theirs = {"at::": "_ZN2at", "c10::": "_ZN3c10"} | ({"cudart": "cuda"} if cuda != "cpu" else {})
+    undefined = set(re.findall(r" UND (\w+)", symbols))
+    theirs = {"at::": "_ZN2at", "c10::": "_ZN3c10"}
+    if cuda != "cpu":
+        theirs["cudart"] = "__cudaRegister"
     for which, prefix in theirs.items():
         report.check(
-            any(symbol.startswith(prefix) for symbol in defined),
+            any(symbol.startswith(prefix) for symbol in undefined),
             f"takes {which} from a shared library",
         )
     return cuda
