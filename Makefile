@@ -64,6 +64,8 @@ $(SDIST_ENV)/.ready:
 	touch $@
 
 build/env-torch%/.ready:
+	$(if $(CUDA_HOME),,$(if $(filter 11.% 12.%,$(CUDA)),\
+	  $(error the registry has nvcc from CUDA 13.0 on: CUDA_HOME must name a toolkit of $(CUDA))))
 	$(PYTHON) -m venv --clear $(@D)
 	$(@D)/bin/python $(FETCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==$(TORCH)
 	$(@D)/bin/python $(FETCH) --upgrade-strategy only-if-needed \
