@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all benchmark lint clean
+.PHONY: demo test test-all benchmark lint wheel sdist clean
 
 demo: $(READY)
 	$(BIN)/acn-kernels demo
@@ -34,6 +34,44 @@ $(READY): constraints.txt pyproject.toml setup.py $(shell find csrc -name '*.cpp
 	$(PIP) torch
 	$(PIP) setuptools wheel ninja pybind11 ruff
 	$(PIP) --no-build-isolation --editable '.[demo,triton,test]'
+	touch $@
+
+# Wheels: CUDA is cpu, none (pure Python) or a version; TORCH the release to build against. Its
+# environment is made once and holds that torch alone; nothing in the build can change it. Without
+# CUDA_HOME the compiler comes from the registry, in the version asked for.
+TORCH ?= $(shell sed -n 's/^torch==//p' constraints.txt)
+CUDA ?= cpu
+TORCH_INDEX ?=
+SDIST_ENV := build/env-sdist
+WHEEL_ENV := $(if $(filter none,$(CUDA)),$(SDIST_ENV),build/env-torch$(TORCH)-cuda$(CUDA))
+FETCH := -m pip --disable-pip-version-check install --quiet
+TOOLKIT := nvidia-cuda-nvcc nvidia-cuda-crt nvidia-nvvm nvidia-cuda-cccl nvidia-cuda-runtime
+
+sdist: $(SDIST_ENV)/.ready
+	rm -rf dist/*.tar.gz *.egg-info
+	ACN_KERNELS_EXTENSION=0 $(SDIST_ENV)/bin/python setup.py --quiet sdist
+
+# From the source archive, so that nothing lying about in the working tree gets in.
+wheel: sdist $(WHEEL_ENV)/.ready
+	$(if $(filter none,$(CUDA)),ACN_KERNELS_EXTENSION=0,ACN_KERNELS_CUDA=$(CUDA)) \
+	  $(WHEEL_ENV)/bin/python -m pip --disable-pip-version-check wheel --quiet --no-cache-dir \
+	  --no-build-isolation --no-deps --wheel-dir dist dist/acn_kernels-*.tar.gz
+	@ls -l dist/*.whl
+
+$(SDIST_ENV)/.ready:
+	$(PYTHON) -m venv --clear $(SDIST_ENV)
+	$(SDIST_ENV)/bin/python $(FETCH) --constraint constraints.txt setuptools wheel
+	touch $@
+
+build/env-torch%/.ready:
+	$(if $(CUDA_HOME),,$(if $(filter 11.% 12.%,$(CUDA)),\
+	  $(error the registry has nvcc from CUDA 13.0 on: CUDA_HOME must name a toolkit of $(CUDA))))
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python $(FETCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==$(TORCH)
+	$(@D)/bin/python $(FETCH) --upgrade-strategy only-if-needed \
+	  torch==$(TORCH) 'setuptools>=77' wheel ninja pybind11 numpy safetensors tqdm
+	$(if $(filter cpu,$(CUDA))$(CUDA_HOME),,$(@D)/bin/python $(FETCH) --no-deps \
+	  $(addsuffix ==$(CUDA).*,$(TOOLKIT)))
 	touch $@
 
 clean:

@@ -11,13 +11,16 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from acn_kernels import _extension
+from acn_kernels.ops import OPERATORS
 
 BACKENDS = ("auto", "triton", "native", "torch")
 # Triton reads the variable when a kernel is defined, so that later changes would mean nothing.
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 _TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+_ELEMENTWISE = ("bias_gelu",)
 _NATIVE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_CUDA_DTYPES = _TRITON_DTYPES  # of the extension's own CUDA kernels
 
 
 class Choice(NamedTuple):
@@ -62,9 +65,12 @@ def availability() -> dict[str, tuple[bool, str]]:
     }
 
 
-def obstacle_to(backend: str, x: Tensor, whole_rows: bool = True) -> str | None:
-    """Why ``backend`` cannot work on tensors like x; None where it can. Operations that need not
-    hold ``whole_rows`` [D] at once take any D."""
+def obstacle_to(backend: str, x: Tensor, operation: str | None = None) -> str | None:
+    """Why ``backend`` cannot work on tensors like x; None where it can.
+
+    ``operation``: the operator to run, where it matters: the extension may have a CUDA kernel for
+    it, and an elementwise one takes rows of any width.
+    """
     if backend == "torch":
         return None
     if forward_ad._current_level >= 0:
@@ -79,11 +85,13 @@ def obstacle_to(backend: str, x: Tensor, whole_rows: bool = True) -> str | None:
             return f"the Triton kernels take fp16, bf16 and fp32, the input is {x.dtype}"
         from acn_kernels.kernels.launch import MAX_WIDTH
 
-        if whole_rows and x.shape[-1] > MAX_WIDTH:
+        if operation not in _ELEMENTWISE and x.shape[-1] > MAX_WIDTH:
             return f"a row of {x.shape[-1]} does not fit a program's registers ({MAX_WIDTH})"
         return None
     if _extension.module() is None:
         return f"the compiled extension is {_extension.state()}"
+    if x.is_cuda and operation is not None and "acn_cuda" in OPERATORS[operation].homes:
+        return _obstacle_to_cuda_kernel(x, operation)
     if x.device.type != "cpu":
         return f"the input is on {x.device.type}, the native kernels run on cpu"
     if x.dtype not in _NATIVE_DTYPES:
@@ -91,8 +99,20 @@ def obstacle_to(backend: str, x: Tensor, whole_rows: bool = True) -> str | None:
     return None
 
 
-def choose(backend: str, x: Tensor, whole_rows: bool = True) -> Choice:
-    """The path for tensors like x; ``whole_rows`` as in :func:`obstacle_to`.
+def _obstacle_to_cuda_kernel(x: Tensor, operation: str) -> str | None:
+    if not _extension.has_cuda_kernels():
+        return f"the extension has no CUDA kernels: {_extension.state()}"
+    if x.dtype not in _CUDA_DTYPES:
+        return f"the CUDA kernels take fp16, bf16 and fp32, the input is {x.dtype}"
+    limits = _extension.module()
+    widest = limits.cuda_max_exit_width if operation == "exit_head" else limits.cuda_max_width
+    if operation != "compact" and x.shape[-1] > widest:
+        return f"a row of {x.shape[-1]} does not fit a block's registers ({widest})"
+    return None
+
+
+def choose(backend: str, x: Tensor, operation: str | None = None) -> Choice:
+    """The path for tensors like x; ``operation`` as in :func:`obstacle_to`.
 
     Raises:
         ValueError: ``backend`` is unknown.
@@ -100,13 +120,17 @@ def choose(backend: str, x: Tensor, whole_rows: bool = True) -> Choice:
     """
     check_backend(backend)
     if backend != "auto":
-        obstacle = obstacle_to(backend, x, whole_rows)
+        obstacle = obstacle_to(backend, x, operation)
         if obstacle:
             raise RuntimeError(f"backend={backend!r} cannot run: {obstacle}")
         return Choice(backend, "asked for by name")
     if x.is_cuda:
-        obstacle = obstacle_to("triton", x, whole_rows)
-        return Choice("torch", obstacle) if obstacle else Choice("triton", "the input is on a GPU")
+        obstacle = obstacle_to("triton", x, operation)
+        if obstacle is None:
+            return Choice("triton", "the input is on a GPU")
+        if operation is not None and obstacle_to("native", x, operation) is None:
+            return Choice("native", f"{obstacle}; the extension has a CUDA kernel")
+        return Choice("torch", obstacle)
     if torch.compiler.is_compiling():
         return Choice("torch", "torch.compile fuses PyTorch's own operations on a CPU")
     obstacle = obstacle_to("native", x)

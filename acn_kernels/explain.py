@@ -43,7 +43,7 @@ def explain(stack: FusedACNStack, x: Tensor) -> Explanation:
     """
     if not isinstance(stack, FusedACNStack):
         raise TypeError(f"stack is a {type(stack).__name__}; it takes a FusedACNStack")
-    choice = choose(stack.backend, x)
+    choice = choose(stack.backend, x, None if torch.is_grad_enabled() else "accumulate_norm")
     whole = whole_stack_of(stack, x, len(stack), True)
     if isinstance(whole, WholeStack):
         fused = NormSpec.of(stack.norm) is not None or stack.norm is None

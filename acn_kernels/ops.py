@@ -1,4 +1,4 @@
-"""The compiled paths as opaque PyTorch operators, ``torch.ops.acn_triton`` and ``acn_native``.
+"""The compiled paths as opaque operators: ``torch.ops.acn_triton``, ``acn_native``, ``acn_cuda``.
 
 An operation has one schema wherever it exists, so that torch.compile, opcheck and the autograd
 Functions see one thing whichever path runs. What an operator does not have to
@@ -158,9 +158,10 @@ class Operator(NamedTuple):
     homes: dict[str, str]
 
 
-def _homes(triton: str, native: bool = True) -> dict[str, str]:
+def _homes(triton: str, native: bool = True, cuda: bool = False) -> dict[str, str]:
     homes = {"acn_triton": f"acn_kernels.kernels.{triton}"}
-    return {**homes, "acn_native": "acn_kernels.native_ops"} if native else homes
+    homes |= {"acn_native": "acn_kernels.native_ops"} if native else {}
+    return homes | ({"acn_cuda": "acn_kernels.cuda_ops"} if cuda else {})
 
 
 OPERATORS = {
@@ -179,13 +180,13 @@ OPERATORS = {
         "(Tensor[] xs, Tensor? scales, Tensor? weight, Tensor? bias, float eps, str kind,"
         " ScalarType out_dtype) -> (Tensor, Tensor, Tensor, Tensor)",
         _fake_join_forward,
-        _homes("join"),
+        _homes("join", cuda=True),
     ),
     "accumulate_norm": Operator(
         "(Tensor x, Tensor(a!) y, bool first, Tensor? scale, float alpha, Tensor? row_map,"
         " Tensor? weight, Tensor? bias, float eps, str kind, ScalarType out_dtype) -> Tensor",
         _fake_accumulate_norm,
-        _homes("accumulate_norm"),
+        _homes("accumulate_norm", cuda=True),
     ),
     "bias_gelu": Operator(
         "(Tensor z, Tensor bias) -> Tensor", _fake_bias_gelu, _homes("bias_gelu", native=False)
@@ -220,12 +221,12 @@ OPERATORS = {
         " str kind, str pooling, Tensor weight, Tensor? bias, float threshold)"
         " -> (Tensor, Tensor, Tensor, Tensor)",
         _fake_exit_head,
-        _homes("exit_head", native=False),
+        _homes("exit_head", native=False, cuda=True),
     ),
     "compact": Operator(
         "(Tensor stays, Tensor[] tensors, SymInt? kept) -> (Tensor[], Tensor)",
         _fake_compact,
-        _homes("compaction", native=False),
+        _homes("compaction", native=False, cuda=True),
     ),
     "mixer_stack_backward": Operator(
         "(Tensor g, Tensor x, Tensor kept, Tensor[] parameters, Tensor? scales, float layer_eps,"
@@ -264,9 +265,10 @@ def _register(namespace: str) -> torch.library.Library:
     return library
 
 
-_LIBRARIES = [_register(namespace) for namespace in ("acn_triton", "acn_native")]
+_LIBRARIES = [_register(namespace) for namespace in ("acn_triton", "acn_native", "acn_cuda")]
 
 
-def compiled(backend: str) -> ModuleType:
-    """The operators of backend "triton" or "native"."""
-    return getattr(torch.ops, f"acn_{backend}")
+def compiled(backend: str, x: Tensor | None = None) -> ModuleType:
+    """The operators of backend "triton" or "native"; for x on a GPU, its CUDA kernels."""
+    on_gpu = backend == "native" and x is not None and x.is_cuda
+    return torch.ops.acn_cuda if on_gpu else getattr(torch.ops, f"acn_{backend}")

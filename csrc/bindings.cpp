@@ -268,14 +268,36 @@ std::string torch_version() {
   return full.substr(0, full.find('+'));
 }
 
+#define ACN_TEXT_OF(name) #name
+#define ACN_TEXT(name) ACN_TEXT_OF(name)
+#ifndef ACN_CUDA
+#define ACN_CUDA cpu
+#endif
+
+// acn_kernels/_extension.py looks for this in the file before it loads it: to load an extension
+// that was built for another torch may be to crash.
+#if defined(__GNUC__)
+__attribute__((used))
+#endif
+const char kBuiltFor[] = "acn_kernels built for torch " ACN_TEXT(TORCH_VERSION_MAJOR) "."
+    ACN_TEXT(TORCH_VERSION_MINOR) ", cuda " ACN_TEXT(ACN_CUDA) ";";
+
 }  // namespace
 
+#ifdef ACN_WITH_CUDA
+void bind_cuda(py::module_& m);  // bindings_cuda.cpp
+#endif
+
 PYBIND11_MODULE(_native, m) {
-  m.doc() = "CPU kernels of acn_kernels; call them through acn_kernels.functional.";
+  m.doc() = "The compiled kernels of acn_kernels; call them through acn_kernels.functional.";
   m.attr("torch_version") = torch_version();
+  m.attr("cuda_version") = ACN_TEXT(ACN_CUDA);
   const py::call_guard<py::gil_scoped_release> no_gil;
   m.def("fork_forward", &fork_forward, no_gil);
   m.def("fork_backward", &fork_backward, no_gil);
   m.def("join_forward", &join_forward, no_gil);
   m.def("accumulate_norm", &accumulate_norm, no_gil);
+#ifdef ACN_WITH_CUDA
+  bind_cuda(m);
+#endif
 }

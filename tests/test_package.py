@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
+import zipfile
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
+import pytest
+import torch
+
 import acn_kernels
+from acn_kernels import _extension
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,24 +56,66 @@ def test_importing_brings_no_heavy_optional_module():
     assert done.stdout.strip() == "[]", done.stderr
 
 
-def test_an_extension_for_another_torch_is_refused_in_one_line(tmp_path):
-    package = tmp_path / "acn_kernels"
-    package.mkdir()
-    (package / "_native.py").write_text("torch_version = '1.0.0'\n")
-    done = run(
+def beside(tmp_path, content: bytes) -> subprocess.CompletedProcess:
+    """Imports the package with a file of this content in the place of the extension."""
+    (tmp_path / f"_native{EXTENSION_SUFFIXES[0]}").write_bytes(content)
+    return run(
         f"""
 import acn_kernels.stack  # find the package, then look at the stand-in first
-import acn_kernels, importlib, sys
-acn_kernels.__path__.insert(0, {str(package)!r})
+import acn_kernels as acn, importlib, sys, torch
+acn.__path__.insert(0, {str(tmp_path)!r})
 sys.modules.pop("acn_kernels._native", None)
 from acn_kernels import _extension
 importlib.reload(_extension)
 print(_extension.module(), _extension.state())
+stack = acn.FusedACNStack([torch.nn.Linear(4, 4)], torch.nn.LayerNorm(4))
+stack(torch.randn(2, 4)).sum().backward()
 """
     )
+
+
+MARK = b"\0acn_kernels built for torch %s, cuda %s;\0"
+HERE = ".".join(torch.__version__.split(".")[:2])
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (MARK % (b"1.0", b"cpu"), "built for torch 1.0, this is torch "),
+        (MARK % (HERE.encode(), b"cpu"), "it does not load with torch"),  # damaged
+    ],
+    ids=["another torch", "damaged"],
+)
+def test_what_does_not_fit_is_refused_in_one_line(tmp_path, content, reason):
+    """From its own words, before any of it is loaded: neither of these files could be."""
+    done = beside(tmp_path, content)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("None refused: built for torch 1.0.0, this is ")
+    assert done.stdout.startswith(f"None refused: {reason}")
     assert sum("refused" in line for line in done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (MARK % (b"2.99", b"13.0"), "built for torch 2.99 and CUDA 13.0, this is torch "),
+        (MARK % (HERE.encode(), b"9.9"), f"built for torch {HERE} and CUDA 9.9, this is torch "),
+        (b"\x7fELF of an earlier release", "it does not say for which torch it was built"),
+        (b"", "it does not say for which torch it was built"),
+        (MARK % (HERE.encode(), b"cpu"), None),
+    ],
+    ids=["torch-and-cuda", "cuda", "unmarked", "empty", "this"],
+)
+def test_an_extension_says_what_it_was_built_for(tmp_path, content, reason):
+    (tmp_path / "_native.so").write_bytes(content)
+    obstacle = _extension._obstacle(_extension.built_for(tmp_path / "_native.so"))
+    assert obstacle is None if reason is None else obstacle.startswith(reason)
+
+
+def test_an_extension_without_cuda_kernels_works_with_any_build_of_its_torch(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", "12.9")
+    assert _extension._obstacle(_extension.BuiltFor(HERE, "cpu")) is None
+    assert _extension._obstacle(_extension.BuiltFor(HERE, "12.9")) is None
+    assert "for CUDA 12.9" in _extension._obstacle(_extension.BuiltFor(HERE, "13.0"))
 
 
 def test_the_interpreter_setting_is_read_when_kernels_are_defined():
@@ -74,6 +124,85 @@ def test_the_interpreter_setting_is_read_when_kernels_are_defined():
         TRITON_INTERPRET="1",
     )
     assert done.stdout.strip() == "(True, 'interpreted on the CPU')", done.stderr
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory) -> Path:
+    """What a build reads, in a place of its own."""
+    copy = tmp_path_factory.mktemp("tree")
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "Makefile", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    shutil.copy(ROOT / "constraints.txt", copy)
+    for name in ("acn_kernels", "csrc", "tools"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("*.so", "*.pyc"))
+    return copy
+
+
+def setup(tree: Path, *command: object, **environment: str) -> subprocess.CompletedProcess:
+    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    return subprocess.run(
+        [sys.executable, "setup.py", "--quiet", *command],
+        capture_output=True, text=True, cwd=tree, env={"PATH": path, **environment},
+    )  # fmt: skip
+
+
+def test_the_source_archive_has_what_a_build_needs(tree, tmp_path):
+    done = setup(tree, "sdist", "--dist-dir", tmp_path, ACN_KERNELS_EXTENSION="0")
+    assert done.returncode == 0, done.stderr
+    (archive,) = tmp_path.iterdir()
+    assert archive.name == f"acn_kernels-{acn_kernels.__version__}.tar.gz"
+    with tarfile.open(archive) as file:
+        held = {name.partition("/")[2] for name in file.getnames()}
+    sources = [p.relative_to(ROOT) for p in (ROOT / "csrc").rglob("*") if p.is_file()]
+    package = [p.relative_to(ROOT) for p in (ROOT / "acn_kernels").rglob("*.py")]
+    named = ["setup.py", "pyproject.toml", "LICENSE", "constraints.txt", "acn_kernels/py.typed"]
+    assert {*map(str, sources + package), *named} <= held
+    assert not [name for name in held if name.endswith((".so", ".pyc", ".o"))]
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"ACN_KERNELS_EXTENSION": "0"}, {"CXX": "false"}],
+    ids=["left out", "failed"],
+)
+def test_a_wheel_without_the_extension_is_for_every_platform(tree, tmp_path, environment):
+    build, out = tmp_path / "build", tmp_path / "out"
+    done = setup(
+        tree, "build", "--build-base", build, "bdist_wheel", "--dist-dir", out, **environment
+    )
+    assert done.returncode == 0, done.stderr
+    (wheel,) = out.iterdir()
+    assert wheel.name == f"acn_kernels-{acn_kernels.__version__}-py3-none-any.whl"
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "acn_kernels/stack.py" in names and not [n for n in names if n.endswith(".so")]
+    said = "built without the compiled extension" in done.stderr
+    assert said == ("CXX" in environment)
+
+
+def test_a_wheel_says_what_it_was_built_for(tree, tmp_path):
+    done = setup(tree, "egg_info", "--egg-base", tmp_path, ACN_KERNELS_CUDA="cpu")
+    assert done.returncode == 0, done.stderr
+    written = (tmp_path / "acn_kernels.egg-info/PKG-INFO").read_text()
+    version = re.search(r"^Version: (.+)$", written, re.MULTILINE)[1]
+    assert version == f"{acn_kernels.__version__}+cputorch{HERE}"
+    assert "Requires-Dist: torch>=" in written
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"ACN_KERNELS_CUDA": "99.0"}, "not for CUDA 99.0"),
+        ({"ACN_KERNELS_CUDA": "cu130"}, "it takes cpu, a version such as 13.0, or nothing"),
+        ({"ACN_KERNELS_CUDA": "cpu", "CXX": "no-such-compiler"}, "there is no C++ compiler"),
+        ({"ACN_KERNELS_CUDA": "cpu", "ACN_KERNELS_EXTENSION": "0"}, "leaves out"),
+        ({"ACN_KERNELS_EXTENSION": "yes"}, "it takes 0, 1 or nothing"),
+    ],
+    ids=["cuda", "spelling", "compiler", "contradiction", "switch"],
+)
+def test_a_build_that_cannot_be_what_was_asked_for_stops(tree, tmp_path, environment, message):
+    done = setup(tree, "egg_info", "--egg-base", tmp_path, **environment)
+    assert done.returncode != 0 and message in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_versions_agree():

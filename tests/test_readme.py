@@ -27,7 +27,8 @@ def test_every_block_is_python_or_shell():
 
 
 def shell_commands() -> list[list[str]]:
-    lines = "".join(code for language, code in BLOCKS if language == "sh").splitlines()
+    code = "".join(code for language, code in BLOCKS if language == "sh")
+    lines = code.replace("\\\n", "").splitlines()
     return [shlex.split(line, comments=True) for line in lines if line.strip()]
 
 

@@ -12,7 +12,7 @@ class JoinNorm(Operation):
 
     @staticmethod
     def forward(scales, weight, bias, eps, kind, out_dtype, backend, *xs):
-        return compiled(backend).join_forward(xs, scales, weight, bias, eps, kind, out_dtype)
+        return compiled(backend, xs[0]).join_forward(xs, scales, weight, bias, eps, kind, out_dtype)
 
     @staticmethod
     def setup_context(ctx, inputs, output):

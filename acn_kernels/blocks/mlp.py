@@ -40,4 +40,4 @@ class Mlp(nn.Module):
         """Whether a backward pass follows that forms the bias's gradient for free."""
         if not torch.is_grad_enabled() or self.fc1.bias is None:
             return False
-        return choose(backend, x, False).backend == "triton"
+        return choose(backend, x, "bias_gelu").backend == "triton"

@@ -35,6 +35,6 @@ def bias_gelu(z: Tensor, bias: Tensor, backend: str = "auto") -> Tensor:
         )
     if bias.device != z.device:
         raise ValueError(f"bias is on {bias.device}, z on {z.device}")
-    if choose(backend, z, whole_rows=False).backend == "triton":
+    if choose(backend, z, "bias_gelu").backend == "triton":
         return offer(BiasGelu.apply(z, bias), lambda: compiled("triton").bias_gelu(z, bias))
     return F.gelu((z + bias).to(z.dtype))

@@ -75,9 +75,10 @@ def exit_head(
         raise RuntimeError("exit_head has no gradient; call it under torch.no_grad()")
     kind, norm_weight, norm_bias = ("none", None, None) if spec is None else spec[:3]
     eps = 0.0 if spec is None else spec.eps_for(x.dtype)
-    if choose(backend, x).backend == "triton":
+    backend = choose(backend, x, "exit_head").backend
+    if backend == "triton" or (backend == "native" and x.is_cuda):
         return ExitDecision(
-            *compiled("triton").exit_head(
+            *compiled(backend, x).exit_head(
                 x, y, scale, norm_weight, norm_bias, eps, kind, pooling, weight, bias,
                 float(threshold),
             )
@@ -117,8 +118,9 @@ def compact(
     _check_compaction(stays, tensors, kept)
     # Samples are copied whatever they hold, so the choice goes by the device alone.
     probe = torch.empty(1, device=stays.device)
-    if choose(backend, probe).backend == "triton":
-        return compiled("triton").compact(stays, list(tensors), kept)
+    backend = choose(backend, probe, "compact").backend
+    if backend == "triton" or (backend == "native" and probe.is_cuda):
+        return compiled(backend, probe).compact(stays, list(tensors), kept)
     order = torch.sort(stays, descending=True, stable=True).indices[:kept]
     return [x.index_select(0, order) for x in tensors], stays.sum(dtype=torch.int32)
 

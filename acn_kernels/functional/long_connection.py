@@ -147,7 +147,9 @@ def join(
     scales = stacked_scales([scale for _, scale in terms], first)
     eps = 0.0 if spec is None else spec.eps_for(first.dtype)
     kind, weight, bias = ("none", None, None) if spec is None else spec[:3]
-    backend = choose(backend, first).backend
+    # Its backward is the fork's, which has no CUDA kernel of its own.
+    recorded = torch.is_grad_enabled() and any(x.requires_grad for x in xs)
+    backend = choose(backend, first, None if recorded else "join_forward").backend
     if backend == "torch":
         y = JoinSum.apply(scales, *xs)
         return torch_ops.norm(y, weight, bias, eps, kind).to(out_dtype)
@@ -208,14 +210,14 @@ def accumulate_norm(
     eps = 0.0 if spec is None else spec.eps_for(x.dtype)
     kind, weight, bias = ("none", None, None) if spec is None else spec[:3]
     index, row_map = (None, None) if rows is None else rows
-    backend = choose(backend, x).backend
+    backend = choose(backend, x, "accumulate_norm").backend
     out_dtype = out_dtype or x.dtype
     if backend == "torch":
         h = torch_ops.accumulate_norm(
             x, y, first, scale, alpha, index, weight, bias, eps, kind, out_dtype
         )
     else:
-        h = compiled(backend).accumulate_norm(
+        h = compiled(backend, x).accumulate_norm(
             x, y, first, scale, alpha, row_map, weight, bias, eps, kind, out_dtype
         )
     return h, y

@@ -1,0 +1,40 @@
+// exit_head on a GPU: the decision whether a sample may leave, x and y read once.
+#pragma once
+
+#include "acn/cuda/vector.h"
+
+namespace acn::cuda {
+
+// [B, T, D] with adjacent elements in each row.
+struct Tokens {
+  const void* data = nullptr;
+  int64_t sample_stride = 0;
+  int64_t token_stride = 0;
+};
+
+struct ExitHead {
+  int64_t samples = 0;
+  int64_t tokens = 0;  // that are pooled
+  int64_t width = 0;
+  int64_t classes = 0;
+  Dtype dtype = Dtype::f32;  // of x, weight, bias and logits
+  Tokens x;
+  Tokens y;                      // fp32; null: no term yet
+  const float* scale = nullptr;  // one number; null: one
+  Vector norm_weight;
+  Vector norm_bias;
+  float eps = 0;
+  Norm norm = Norm::none;
+  const void* weight = nullptr;  // [C, D]
+  const void* bias = nullptr;    // [C]; null: none
+  float threshold = 0;
+  void* logits = nullptr;    // [B, C]
+  float* entropy = nullptr;  // [B], of the logits as rounded
+  bool* stays = nullptr;     // [B]: the entropy is not below the threshold
+  int32_t* live = nullptr;   // how many stay
+};
+
+// logits = head(mean over tokens of norm(y + scale * x))
+cudaError_t exit_head(const ExitHead& args, cudaStream_t stream);
+
+}  // namespace acn::cuda
