@@ -73,12 +73,16 @@ def extension() -> dict:
                 left_out(error)
                 self.extensions = []
 
-    sources = [ROOT / "csrc/bindings.cpp", *sorted((ROOT / "csrc/cpu").glob("*.cpp"))]
+    sources = [
+        path
+        for folder in ("csrc", "csrc/cpu", "csrc/runtime")
+        for path in sorted((ROOT / folder).glob("*.cpp"))
+    ]
     native = CppExtension(
         "acn_kernels._native",
         [str(path.relative_to(ROOT)) for path in sources],
         include_dirs=[str(ROOT / "csrc/include")],
-        depends=[str(path.relative_to(ROOT)) for path in (ROOT / "csrc/include/acn").glob("*.h")],
+        depends=[str(path.relative_to(ROOT)) for path in sorted((ROOT / "csrc").rglob("*.h"))],
         extra_compile_args={"cxx": flags()},
     )
     return {"ext_modules": [native], "cmdclass": {"build_ext": OptionalBuild}}
