@@ -45,12 +45,7 @@ def obstacle_to_engine_of(model: nn.Module) -> str | None:
             return f"{what} has eps {module.eps}"
     if model.config.depth != len(stack):
         return f"the configuration has {model.config.depth} layers, the stack {len(stack)}"
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if type(tensor) not in (nn.Parameter, Tensor):
-            return f"{name} is a {type(tensor).__name__}"
-        if tensor.device.type != "cpu" or tensor.dtype not in _DTYPES:
-            return f"{name} is {tensor.dtype} on {tensor.device}"
-    return _obstacle_in_positions(model)
+    return _obstacle_in_tensors(model) or _obstacle_in_positions(model)
 
 
 def _is_plain(model: ViT | Mixer) -> bool:
@@ -64,6 +59,23 @@ def _is_plain(model: ViT | Mixer) -> bool:
         and stack.granularity == "block"
         and (stack.rows is None if rows is None else stack.rows == rows)
     )
+
+
+def _obstacle_in_tensors(model: ViT | Mixer) -> str | None:
+    with torch.device("meta"):
+        twin = type(model)(model.config)
+    expected = {name: tensor.shape for name, tensor in twin.state_dict().items()}
+    tensors = model.state_dict(keep_vars=True)
+    if {name: tensor.shape for name, tensor in tensors.items()} != expected:
+        return "its tensors are not those that its configuration makes"
+    for name, tensor in tensors.items():
+        if type(tensor) not in (nn.Parameter, Tensor):
+            return f"{name} is a {type(tensor).__name__}"
+        if tensor.device.type != "cpu" or tensor.dtype not in _DTYPES:
+            return f"{name} is {tensor.dtype} on {tensor.device}"
+    if len({tensor.dtype for tensor in tensors.values()}) > 1:
+        return "its tensors are of several dtypes"
+    return None
 
 
 def _obstacle_in_positions(model: ViT | Mixer) -> str | None:
