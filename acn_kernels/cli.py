@@ -43,6 +43,15 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("folder", metavar="DIR", help="where config and weights go")
     export.add_argument("--depth", type=int, metavar="K", help="keep the first K layers (all)")
     export.add_argument("--dtype", default="fp32", help="fp32 (default) or bf16")
+    export.add_argument(
+        "--aot", action="store_true", help="also compile the layers by AOTInductor, for --exits"
+    )
+    export.add_argument(
+        "--exits",
+        type=lambda text: [int(k) for k in text.split(",")],
+        metavar="K,K",
+        help="with --aot: the depths between which it compiles (none: all layers as one)",
+    )
     export.set_defaults(run=_export)
 
     return parser
@@ -90,8 +99,11 @@ def _export(arguments: argparse.Namespace) -> int:
     from acn_kernels.inference import export
     from acn_kernels.models import Model
 
+    if arguments.exits is not None and not arguments.aot:
+        raise ValueError("--exits goes with --aot; without it a call may name any")
     model = Model.from_pretrained(arguments.model)
-    export(model, arguments.folder, arguments.depth, arguments.dtype)
+    exits = (arguments.exits or []) if arguments.aot else None
+    export(model, arguments.folder, arguments.depth, arguments.dtype, exits)
     print(f"{arguments.folder}: {model.family}, {arguments.dtype}")
     return 0
 

@@ -48,6 +48,7 @@ void bind_engine(pybind11::module_& m) {
            }),
            no_gil)
       .def_static("from_folder", &Engine::from_folder, no_gil)
+      .def_property_readonly("compiled_segments", &Engine::compiled_segments)
       .def_property_readonly("default_micro_batch", &Engine::default_micro_batch)
       .def_property_readonly("dtype", [](const Engine& engine) { return engine.dtype(); })
       .def("run", &run, no_gil);

@@ -400,8 +400,38 @@ def test_export_on_the_command_line(tmp_path, capsys):
     assert main([*command[:3], "--dtype", "fp8"]) == 2
     assert "dtype is 'fp8'" in capsys.readouterr().err
     assert main(["export", str(tmp_path / "none"), str(tmp_path / "out")]) == 2
+    assert main([*command[:3], "--exits", "2"]) == 2
+    assert "--exits goes with --aot" in capsys.readouterr().err
     with pytest.raises(ValueError, match="wired 'acn'"):
         export(create("acn_vit_digits", wiring="residual"), tmp_path / "out")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["closing mixer", "class token"])
+def test_compiled_segments(kind, tmp_path):
+    network = network_of(kind)
+    network.save_pretrained(tmp_path / "saved")
+    out = tmp_path / "out"
+    assert main(["export", str(tmp_path / "saved"), str(out), "--aot", "--exits", "2"]) == 0
+    plain, engine = Engine.from_folder(out), Engine.from_folder(out, compiled=True)
+    assert (plain.compiled_segments, engine.compiled_segments) == (0, 2)
+    for batch in (0, 1, 3, 40):
+        images = images_for(network, batch)
+        by_depth = network.logits_by_depth(images)
+        threshold = clear_threshold(certainty(by_depth[[2]], "entropy"))
+        for exits in ([2], [1, 2], []):
+            expected = plain(images, exits, threshold)
+            result = engine(images, exits, threshold)
+            assert torch.equal(result.depth, expected.depth)
+            torch.testing.assert_close(result.logits, expected.logits, rtol=1e-4, atol=1e-4)
+    (out / "segment-0-2.pt2").write_bytes(b"no package")
+    with pytest.raises(ValueError, match=r"segment-0-2\.pt2 does not load"):
+        Engine.from_folder(out, compiled=True)
+    (out / "segment-0-2.pt2").rename(out / "segment-0-9.pt2")
+    with pytest.raises(ValueError, match="layers that a model of 4 lacks"):
+        Engine.from_folder(out, compiled=True)
+    export(network, out)
+    assert Engine.from_folder(out, compiled=True).compiled_segments == 0
 
 
 def test_exports_run_without_python(tmp_path):

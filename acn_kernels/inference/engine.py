@@ -42,9 +42,14 @@ class Engine:
         self._native = native
 
     @staticmethod
-    def from_folder(folder: str | os.PathLike) -> Engine:
+    def from_folder(folder: str | os.PathLike, compiled: bool = False) -> Engine:
         """The model that ``save_pretrained`` or ``acn-kernels export`` wrote, in the dtype of
         the file (fp32 or bf16).
+
+        Args:
+            compiled: also load the segments that ``export(aot_exits=...)`` compiled, and run
+                them where a call stops at their ends. They are programs, no data: load those
+                that you trust.
 
         Raises:
             FileNotFoundError: a file is missing.
@@ -52,7 +57,7 @@ class Engine:
                 does not run this family or wiring.
             RuntimeError: the compiled extension is not there.
         """
-        return Engine(_native_class().from_folder(os.fspath(folder)))
+        return Engine(_native_class().from_folder(os.fspath(folder), compiled))
 
     @staticmethod
     def from_model(model: ImageClassifier) -> Engine:
@@ -82,6 +87,11 @@ class Engine:
     def micro_batch(self) -> int:
         """Samples that go through a segment together where a call names no other number."""
         return self._native.default_micro_batch
+
+    @property
+    def compiled_segments(self) -> int:
+        """How many segments AOTInductor packages run."""
+        return self._native.compiled_segments
 
     def __call__(
         self,

@@ -11,6 +11,7 @@
 #include <numeric>
 
 #include "acn/runtime/errors.h"
+#include "aoti_segment.h"
 #include "image_model.h"
 #include "micro_batch.h"
 #include "native_segment.h"
@@ -70,19 +71,28 @@ void for_each(size_t count, const Body& body) {
 }  // namespace
 
 struct Engine::Parts {
-  Parts(const Config& of, const Tensors& weights)
+  Parts(const Config& of, const Tensors& weights, Packages compiled)
       : config(of),
         dtype(weights.at("stem.weight").scalar_type()),
         stem(of, weights),
         blocks(blocks_of(of, weights)),
         head(of, weights),
+        packages(std::move(compiled)),
         micro_batch(micro_batch_for(of, dtype == at::kFloat ? 4 : 2, cache_size())) {}
+
+  // The compiled segment of these layers where there is one.
+  std::shared_ptr<const Segment> segment(int64_t begin, int64_t end) const {
+    const auto compiled = packages.find({begin, end});
+    if (compiled != packages.end()) return compiled->second;
+    return std::make_shared<NativeSegment>(blocks, begin, end, config.class_token);
+  }
 
   Config config;
   at::ScalarType dtype;
   Stem stem;
   Blocks blocks;
   Head head;
+  Packages packages;
   int64_t micro_batch;
 };
 
@@ -135,11 +145,14 @@ class Run {
 
 }  // namespace
 
-Engine Engine::from_folder(const std::string& folder) {
+Engine Engine::from_folder(const std::string& folder, bool compiled) {
   const std::string path = folder + "/config.json";
   try {
     const Config config = parse_config(read_text(path, kConfigBytes));
-    return Engine(config, load_weights(folder + "/model.safetensors", config));
+    Tensors weights = load_weights(folder + "/model.safetensors", config);
+    Packages packages;
+    if (compiled) packages = load_packages(folder, config);
+    return Engine(std::make_unique<const Parts>(config, weights, std::move(packages)));
   } catch (const FormatError& error) {
     throw FormatError(text(folder, ": ", error.what()));
   }
@@ -148,8 +161,10 @@ Engine Engine::from_folder(const std::string& folder) {
 Engine::Engine(const Config& config, Tensors weights) {
   check_weights(weights, config);
   const c10::InferenceMode no_autograd;
-  parts_ = std::make_unique<const Parts>(config, weights);
+  parts_ = std::make_unique<const Parts>(config, weights, Packages());
 }
+
+Engine::Engine(std::unique_ptr<const Parts> parts) : parts_(std::move(parts)) {}
 
 Engine::Engine(Engine&&) noexcept = default;
 Engine::~Engine() = default;
@@ -157,6 +172,7 @@ Engine::~Engine() = default;
 const Config& Engine::config() const { return parts_->config; }
 at::ScalarType Engine::dtype() const { return parts_->dtype; }
 int64_t Engine::default_micro_batch() const { return parts_->micro_batch; }
+size_t Engine::compiled_segments() const { return parts_->packages.size(); }
 
 Result Engine::run(const Tensor& given, const RunOptions& options) const {
   const Config& config = parts_->config;
@@ -199,13 +215,13 @@ Result Engine::run(const Tensor& given, const RunOptions& options) const {
   int64_t begin = 0;
   for (size_t s = 0; s < result.stops.size() && live > 0; ++s) {
     const int64_t stop = result.stops[s];
-    const NativeSegment segment(parts_->blocks, begin, stop, config.class_token);
+    const std::shared_ptr<const Segment> segment = parts_->segment(begin, stop);
     const std::vector<Group> groups = regroup(std::move(survivors), group_size(live));
     survivors = std::vector<Survivors>(groups.size());
     for_each(groups.size(), [&](size_t i) {
       State state = groups[i].gather();
       if (begin == 0) state.x = parts_->stem(state.x);
-      survivors[i] = run.step(segment, std::move(state), groups[i].samples(), stop,
+      survivors[i] = run.step(*segment, std::move(state), groups[i].samples(), stop,
                               s + 1 == result.stops.size());
     });
     int64_t staying = 0;

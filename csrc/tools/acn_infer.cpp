@@ -68,7 +68,7 @@ void bench(const Engine& engine, const at::Tensor& images, const Arguments& argu
 
 void infer(const Arguments& arguments) {
   if (arguments.threads > 0) at::set_num_threads(static_cast<int>(arguments.threads));
-  const Engine engine = Engine::from_folder(arguments.model);
+  const Engine engine = Engine::from_folder(arguments.model, arguments.aot);
   const at::Tensor images = read_array(arguments.input).to(engine.dtype());
   if (images.dim() == 0) throw FormatError(text(arguments.input, ": a number is no batch"));
   const Result result = run_all(engine, images, arguments);

@@ -22,6 +22,7 @@ INPUT   images [N, channels, size, size]: .npy of float32, or .safetensors with 
   --batch N          samples a call (all)
   --micro-batch N    samples that go through the layers together (as the cache holds)
   --threads N        threads (torch's default)
+  --aot              run the segments that export --aot compiled: programs, so trust their source
   --bench N          repeat N times and print times in milliseconds
 
 Exit status: 0 done, 1 a file or its content is wrong, 2 the command line is wrong.
@@ -96,6 +97,10 @@ Arguments parse_arguments(int argc, const char* const* argv) {
     if (word == "--help" || word == "-h") {
       arguments.help = true;
       return arguments;
+    }
+    if (word == "--aot") {
+      arguments.aot = true;
+      continue;
     }
     const auto option = options.find(word);
     if (option != options.end()) {

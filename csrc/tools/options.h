@@ -21,6 +21,7 @@ struct Arguments {
   int64_t batch = 0;    // samples a call; 0: all
   int64_t bench = 0;    // timed repetitions; 0: none
   int64_t threads = 0;  // 0: torch's default
+  bool aot = false;     // run the compiled segments in the model's folder
   bool help = false;
 };
 

@@ -32,8 +32,9 @@ struct Result {
 // Many threads may run one engine at once: a call changes nothing in it.
 class Engine {
  public:
-  // Reads config.json and model.safetensors; FileError, FormatError.
-  static Engine from_folder(const std::string& folder);
+  // Reads config.json and model.safetensors; FileError, FormatError. With `compiled` also the
+  // packages segment-BEGIN-END.pt2 that AOTInductor made of its layers: they are programs.
+  static Engine from_folder(const std::string& folder, bool compiled = false);
 
   // The tensors are those of the model's state_dict, shared and not copied. Throws
   // std::invalid_argument where they are not.
@@ -51,8 +52,11 @@ class Engine {
   // The samples of a micro-batch where the options name none.
   int64_t default_micro_batch() const;
 
+  size_t compiled_segments() const;
+
  private:
   struct Parts;
+  explicit Engine(std::unique_ptr<const Parts> parts);
   std::unique_ptr<const Parts> parts_;
 };
 
