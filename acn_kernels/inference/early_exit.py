@@ -167,12 +167,12 @@ class EarlyExit(nn.Module):
             logits.index_copy_(0, live, here.logits)
             count = int(here.live)  # the one time that an exit waits for the device
             depth.index_fill_(0, live, k)
+            if count == 0:
+                return ExitResult(logits, depth)
             if count < len(live):
                 state = [live, x] if y is None else [live, x, y]
                 (live, x, *sums), _ = compact(here.stays, state, count, stack.backend)
                 y = sums[0] if sums else None
-            if count == 0:
-                break
         last = self.model.forward_head(stack.finish(x, y, start=start))
         if logits is None:
             return ExitResult(last, depth)
