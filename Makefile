@@ -4,7 +4,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all benchmark lint wheel sdist clean
+CPP := build/cpp$(addprefix -,$(SANITIZE))
+
+.PHONY: demo test test-all cpp-test benchmark lint wheel sdist clean
 
 demo: $(READY)
 	$(BIN)/acn-kernels demo
@@ -16,6 +18,13 @@ test: $(READY)
 test-all: $(READY)
 	$(BIN)/python -m pytest -m "not gpu"
 	TRITON_INTERPRET=0 $(BIN)/python -m pytest -m "not gpu" tests/test_aot.py tests/test_compiled_traffic.py
+
+# The runtime without Python: library, acn_infer, ctest. SANITIZE=address, undefined or thread.
+cpp-test: $(READY)
+	cmake -S . -B $(CPP) -G Ninja -DACN_SANITIZE=$(SANITIZE) \
+	  -DCMAKE_PREFIX_PATH=$$($(BIN)/python -c 'import torch; print(torch.utils.cmake_prefix_path)')
+	cmake --build $(CPP) -j2
+	ctest --test-dir $(CPP) --output-on-failure
 
 # Saves the times of the CPU paths and sets them against the last ones saved.
 benchmark: $(READY)

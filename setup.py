@@ -144,7 +144,9 @@ def native_extension(torch, home: Path | None):
             os.environ["TORCH_CUDA_ARCH_LIST"] = architectures(cuda)
     from torch.utils.cpp_extension import CppExtension
 
-    sources = [ROOT / "csrc/bindings.cpp", *sorted((ROOT / "csrc/cpu").glob("*.cpp"))]
+    sources = [ROOT / "csrc/bindings.cpp", ROOT / "csrc/bindings_engine.cpp"]
+    for folder in ("csrc/cpu", "csrc/runtime"):
+        sources += sorted((ROOT / folder).glob("*.cpp"))
     define = f"-DACN_CUDA={cuda}"
     options = {"extra_compile_args": {"cxx": [*cxx_flags(), define]}}
     include = [str(ROOT / "csrc/include")]

@@ -2,7 +2,7 @@
 
 from acn_kernels import functional, models, reference
 from acn_kernels.explain import explain
-from acn_kernels.inference import EarlyExit, probe
+from acn_kernels.inference import EarlyExit, Engine, probe, truncate
 from acn_kernels.norm_spec import NormSpec
 from acn_kernels.stack import FusedACNStack
 
@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "EarlyExit",
+    "Engine",
     "FusedACNStack",
     "NormSpec",
     "explain",
@@ -17,4 +18,5 @@ __all__ = [
     "models",
     "probe",
     "reference",
+    "truncate",
 ]

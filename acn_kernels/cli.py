@@ -38,6 +38,22 @@ def parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="print JSON")
     doctor.set_defaults(run=_doctor)
 
+    export = commands.add_parser("export", help="write a model for the C++ runtime and acn_infer")
+    export.add_argument("model", metavar="MODEL", help="a folder that save_pretrained wrote")
+    export.add_argument("folder", metavar="DIR", help="where config and weights go")
+    export.add_argument("--depth", type=int, metavar="K", help="keep the first K layers (all)")
+    export.add_argument("--dtype", default="fp32", help="fp32 (default) or bf16")
+    export.add_argument(
+        "--aot", action="store_true", help="also compile the layers by AOTInductor, for --exits"
+    )
+    export.add_argument(
+        "--exits",
+        type=lambda text: [int(k) for k in text.split(",")],
+        metavar="K,K",
+        help="with --aot: the depths between which it compiles (none: all layers as one)",
+    )
+    export.set_defaults(run=_export)
+
     return parser
 
 
@@ -46,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
         return arguments.run(arguments)
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         print(f"acn-kernels {arguments.command}: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
@@ -77,6 +93,19 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from acn_kernels import doctor
 
     return doctor.main(arguments.compile, arguments.json)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from acn_kernels.inference import export
+    from acn_kernels.models import Model
+
+    if arguments.exits is not None and not arguments.aot:
+        raise ValueError("--exits goes with --aot; without it a call may name any")
+    model = Model.from_pretrained(arguments.model)
+    exits = (arguments.exits or []) if arguments.aot else None
+    export(model, arguments.folder, arguments.depth, arguments.dtype, exits)
+    print(f"{arguments.folder}: {model.family}, {arguments.dtype}")
+    return 0
 
 
 if __name__ == "__main__":

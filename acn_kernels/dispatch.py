@@ -18,6 +18,7 @@ BACKENDS = ("auto", "triton", "native", "torch")
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 _TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+_ELEMENTWISE = ("bias_gelu",)
 _NATIVE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _CUDA_DTYPES = _TRITON_DTYPES  # of the extension's own CUDA kernels
 
@@ -67,7 +68,8 @@ def availability() -> dict[str, tuple[bool, str]]:
 def obstacle_to(backend: str, x: Tensor, operation: str | None = None) -> str | None:
     """Why ``backend`` cannot work on tensors like x; None where it can.
 
-    ``operation``: the operator to run, where the extension may have a CUDA kernel for it.
+    ``operation``: the operator to run, where it matters: the extension may have a CUDA kernel for
+    it, and an elementwise one takes rows of any width.
     """
     if backend == "torch":
         return None
@@ -83,7 +85,7 @@ def obstacle_to(backend: str, x: Tensor, operation: str | None = None) -> str | 
             return f"the Triton kernels take fp16, bf16 and fp32, the input is {x.dtype}"
         from acn_kernels.kernels.launch import MAX_WIDTH
 
-        if x.shape[-1] > MAX_WIDTH:
+        if operation not in _ELEMENTWISE and x.shape[-1] > MAX_WIDTH:
             return f"a row of {x.shape[-1]} does not fit a program's registers ({MAX_WIDTH})"
         return None
     if _extension.module() is None:
@@ -110,7 +112,7 @@ def _obstacle_to_cuda_kernel(x: Tensor, operation: str) -> str | None:
 
 
 def choose(backend: str, x: Tensor, operation: str | None = None) -> Choice:
-    """The path for tensors like x, for an operator that has a CUDA kernel beside Triton's or none.
+    """The path for tensors like x; ``operation`` as in :func:`obstacle_to`.
 
     Raises:
         ValueError: ``backend`` is unknown.
@@ -123,7 +125,7 @@ def choose(backend: str, x: Tensor, operation: str | None = None) -> Choice:
             raise RuntimeError(f"backend={backend!r} cannot run: {obstacle}")
         return Choice(backend, "asked for by name")
     if x.is_cuda:
-        obstacle = obstacle_to("triton", x)
+        obstacle = obstacle_to("triton", x, operation)
         if obstacle is None:
             return Choice("triton", "the input is on a GPU")
         if operation is not None and obstacle_to("native", x, operation) is None:

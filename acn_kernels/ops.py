@@ -51,6 +51,14 @@ def _fake_accumulate_norm(
     return torch.empty(x.shape, dtype=out_dtype, device=x.device)
 
 
+def _fake_bias_gelu(z, bias):
+    return torch.empty(z.shape, dtype=z.dtype, device=z.device)
+
+
+def _fake_bias_gelu_backward(dh, z, bias):
+    return torch.empty(z.shape, dtype=z.dtype, device=z.device), torch.empty_like(bias)
+
+
 def _fake_linear_stack(
     x, weight, bias, scales, norm_weight, norm_bias, eps, kind, activation, include_input, keep,
     out_dtype,
@@ -179,6 +187,14 @@ OPERATORS = {
         " Tensor? weight, Tensor? bias, float eps, str kind, ScalarType out_dtype) -> Tensor",
         _fake_accumulate_norm,
         _homes("accumulate_norm", cuda=True),
+    ),
+    "bias_gelu": Operator(
+        "(Tensor z, Tensor bias) -> Tensor", _fake_bias_gelu, _homes("bias_gelu", native=False)
+    ),
+    "bias_gelu_backward": Operator(
+        "(Tensor dh, Tensor z, Tensor bias) -> (Tensor, Tensor)",
+        _fake_bias_gelu_backward,
+        _homes("bias_gelu", native=False),
     ),
     "linear_stack": Operator(
         "(Tensor x, Tensor weight, Tensor? bias, Tensor? scales, Tensor? norm_weight,"

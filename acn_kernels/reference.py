@@ -81,6 +81,12 @@ def accumulate_norm(
     return (u if spec is None else norm(u, spec)).to(x.dtype), y
 
 
+def bias_gelu(z: Tensor, bias: Tensor) -> Tensor:
+    """The exact GELU of z + bias, rounded once."""
+    wide = sum_dtype(z.dtype)
+    return F.gelu(z.to(wide) + bias.to(wide)).to(z.dtype)
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,

@@ -23,11 +23,13 @@ from acn_kernels.connection import (
 from acn_kernels.dispatch import check_backend
 from acn_kernels.layer_list import LayerList
 from acn_kernels.norm_spec import NormSpec
+from acn_kernels.recompute import recomputing
 from acn_kernels.reference import sum_dtype
 from acn_kernels.rows import Rows
 from acn_kernels.scales import check_scales, parse_scales
 from acn_kernels.validation import (
     check_alpha,
+    check_checkpoint,
     check_depth,
     check_flag,
     check_granularity,
@@ -61,7 +63,9 @@ class FusedACNStack(LayerList):
         granularity: "block", or "sublayer": attention and MLP are layers of their own.
         direct_gradient_only: each layer's input is detached, so that it trains on the direct
             gradient alone (the paper's DG-only ACN).
-        checkpoint: recompute every layer in the backward pass instead of keeping its activations.
+        checkpoint: True recomputes every layer in the backward pass instead of keeping its
+            activations; "elementwise" recomputes the norms and activation functions alone, which
+            costs passes but no products.
         backend: "auto", "triton", "native" or "torch"; see :func:`acn_kernels.explain`.
 
     Raises:
@@ -81,7 +85,7 @@ class FusedACNStack(LayerList):
         rows: str | slice | Tensor | None = None,
         granularity: str = "block",
         direct_gradient_only: bool = False,
-        checkpoint: bool = False,
+        checkpoint: bool | str = False,
         backend: str = "auto",
     ) -> None:
         super().__init__(layers)
@@ -93,7 +97,7 @@ class FusedACNStack(LayerList):
         self.rows = rows
         self.granularity = granularity
         self.direct_gradient_only = check_flag("direct_gradient_only", direct_gradient_only)
-        self.checkpoint = check_flag("checkpoint", checkpoint)
+        self.checkpoint = check_checkpoint(checkpoint)
         self.backend = check_backend(backend)
         scales = parse_scales(scales, self._term_count())
         if scales is None or isinstance(scales, nn.Parameter):
@@ -323,8 +327,11 @@ class FusedACNStack(LayerList):
                 out = layer(connection.enter(x, None), *args, **kwargs)
             return out, connection.carried, connection.wiring
 
-        if self.checkpoint and torch.is_grad_enabled():
+        if self.checkpoint is True and torch.is_grad_enabled():
             out, carried, left = checkpointed(run, x, y, use_reentrant=False)
+        elif self.checkpoint == "elementwise" and torch.is_grad_enabled():
+            with recomputing():
+                out, carried, left = run(x, y)
         else:
             out, carried, left = run(x, y)
         shape = x.shape

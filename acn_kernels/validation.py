@@ -44,6 +44,14 @@ def check_depth(depth: int | None, layers: int, include_input: bool, name: str =
     return depth
 
 
+def check_checkpoint(checkpoint: bool | str) -> bool | str:
+    if checkpoint is not True and checkpoint is not False and checkpoint != "elementwise":
+        raise (TypeError if not isinstance(checkpoint, str) else ValueError)(
+            f"checkpoint is {checkpoint!r}; it takes False, True or 'elementwise'"
+        )
+    return checkpoint
+
+
 def check_granularity(granularity: str, layers: Iterable[nn.Module]) -> None:
     if granularity not in GRANULARITIES:
         raise ValueError(f"granularity is {granularity!r}; it takes 'block' or 'sublayer'")

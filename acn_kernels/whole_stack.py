@@ -53,7 +53,7 @@ def _obstacle_in_stack(stack: FusedACNStack, x: Tensor, plain_call: bool) -> str
         ("rows", stack.rows is None),
         ("granularity", stack.granularity == "block"),
         ("direct_gradient_only", not stack.direct_gradient_only),
-        ("checkpoint", not (stack.checkpoint and torch.is_grad_enabled())),
+        ("checkpoint", stack.checkpoint is not True or not torch.is_grad_enabled()),
     ):
         if not plain:
             return f"{name} is {getattr(stack, name)!r}"
@@ -102,7 +102,25 @@ class _LinearFamily:
         return WholeStack("linear_stack", run)
 
 
-_FAMILIES = (_LinearFamily,)
+class _MixerFamily:
+    """``acn_kernels.blocks.MixerBlock`` throughout, in either form."""
+
+    takes = staticmethod(functional.is_mixer_block)
+
+    @staticmethod
+    def of(layers: Sequence[nn.Module], x: Tensor) -> WholeStack | str:
+        obstacle = functional.obstacle_to_mixer_stack(layers, x)
+        if obstacle:
+            return obstacle
+
+        def run(x, spec, scales, include_input):
+            parameters = functional.MixerParameters.of(layers)
+            return functional.mixer_stack(x, parameters, spec, scales, include_input)
+
+        return WholeStack("mixer_stack", run)
+
+
+_FAMILIES = (_LinearFamily, _MixerFamily)
 
 
 def _activation_name(module: nn.Module) -> str | None:

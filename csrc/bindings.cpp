@@ -17,6 +17,7 @@
 #include "acn/accumulate_norm.h"
 #include "acn/fork.h"
 #include "acn/join.h"
+#include "bindings_engine.h"
 
 namespace {
 
@@ -297,6 +298,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("fork_backward", &fork_backward, no_gil);
   m.def("join_forward", &join_forward, no_gil);
   m.def("accumulate_norm", &accumulate_norm, no_gil);
+  acn::bind_engine(m);
 #ifdef ACN_WITH_CUDA
   bind_cuda(m);
 #endif

@@ -61,7 +61,7 @@ CONSTRUCTION = {
     "scales-strings": (lambda: make_stack(scales=["a", "b", "c"]), TypeError, "scales is"),
     "scales-number": (lambda: make_stack(scales=1.0), TypeError, "scales is 1.0"),
     "include-input": (lambda: make_stack(include_input=1), TypeError, "include_input is 1"),
-    "checkpoint": (lambda: make_stack(checkpoint="yes"), TypeError, "checkpoint is 'yes'"),
+    "checkpoint": (lambda: make_stack(checkpoint="yes"), ValueError, "checkpoint is 'yes'"),
     "direct-gradient-only": (
         lambda: make_stack(direct_gradient_only=None),
         TypeError,

@@ -70,7 +70,7 @@ def whole_stacks(dtype: torch.dtype) -> dict[str, tuple]:
             linear_stack, rows, *layer, *norm, 1e-5, "layer", "gelu", True, True, dtype,
         ),
         "linear_stack_backward": (
-            linear_stack_backward, sums.view(128, 128), rows, *layer, kept, "gelu", True,
+            linear_stack_backward, sums.view(128, 128), rows, *layer, kept, "silu", True,
         ),
         "mixer_stack": (mixer_stack, x, mixer, scales, *norm, 1e-5, 1e-5, "layer", True, True),
         "exit_head": (

@@ -105,6 +105,8 @@ def test_entropy_against_closed_forms():
         ([1], -1.0, "entropy", "threshold is -1.0"),
         ([1], math.nan, "entropy", "threshold is nan"),
         ([1], 1.0, "patience", "criterion is 'patience'"),
+        ([1], 1.5, "margin", "threshold is 1.5; it takes a number from 0 to 1"),
+        ([1], -0.5, "probability", "threshold is -0.5"),
     ],
 )
 def test_bad_arguments(exits, threshold, criterion, message):

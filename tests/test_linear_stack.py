@@ -103,7 +103,7 @@ def test_relu_in_half_precision(dtype):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("width", [16, 64, 100, 128])
+@pytest.mark.parametrize("width", [16, 64, 100, 128, 256])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_bfloat16(activation, width):
     check(16, (4, 1000, width), torch.bfloat16, activation, scaled=True)
@@ -129,7 +129,7 @@ def test_norms_and_the_input_term(norm, include_input):
     check(norm=norm, include_input=include_input, scaled=True, biased=False)
 
 
-@pytest.mark.parametrize("width", [16, 17, 50, 64, 100, 128])
+@pytest.mark.parametrize("width", [16, 17, 50, 64, 100, 128, 200, 256])
 def test_every_width(width):
     check(2, (70, width))
 
@@ -257,8 +257,8 @@ def test_what_it_does_not_take(make, reason):
 
 def test_further_arguments_and_other_inputs_are_left_alone():
     assert "further arguments" in taken_whole(stack_of(), plain_call=False)
-    wide = stack_of(width=200)
-    assert "16 to 128" in taken_whole(wide, packed((3, 200), torch.float32, DEVICE))
+    wide = stack_of(width=257)
+    assert "16 to 256" in taken_whole(wide, packed((3, 257), torch.float32, DEVICE))
     with torch.autocast(DEVICE, torch.bfloat16):
         assert "autocast" in taken_whole(stack_of())
 

@@ -51,7 +51,10 @@ def samples(device):
             (x, y, False, scale, 0.3, None, None, None, 0.0, "none", torch.bfloat16),
             (x, first.clone(), False, scale, 1.0, row_map, weight, None, 1e-5, "rms", single),
         ],
+        "bias_gelu": [(x, weight), (x.transpose(0, 1), bias)],
+        "bias_gelu_backward": [(g, x, bias), (h[0].expand(2, 3, 8), x, bias)],
         **linear_stack_samples(device),
+        **mixer_samples(device),
         "exit_head": [
             (x, y, scale, weight, bias, 1e-5, "layer", "mean", h[0], None, 0.7),
             (x, first, None, weight, None, 1e-6, "rms", "first", h[0], bias[:3], 0.7),
@@ -78,6 +81,33 @@ def linear_stack_samples(device):
         "linear_stack_backward": [
             (g, x, weight, bias, scales, kept, "silu", True),
             (g, x, weight, None, None, kept, "relu", False),
+        ],
+    }
+
+
+def mixer_samples(device):
+    """Three layers of 3 tokens x 8, with 4 and 6 hidden units, with and without closing step."""
+    x, g = torch.randn(2, 2, 3, 8, device=device)
+    kept, weight = torch.randn(3, 2, 3, 8, device=device), torch.rand(8, device=device)
+    shapes = [(8,), (8,), (4, 3), (4,), (3, 4), (3,), (8,), (8,), (6, 8), (6,), (8, 6), (8,)]
+    shapes += [(8, 8), (8,), (8,), (8,)]
+    closing = [torch.rand(3, *shape, device=device) for shape in shapes]
+    plain, scales = closing[:12], torch.rand(4, device=device)
+    head = (torch.ones(4, dtype=torch.int32, device=device), torch.rand(5, 8, device=device), None)
+    norm, rms, nothing = (weight, weight), (weight, None), (None, None)
+    return {
+        "mixer_stack": [
+            (x, plain, None, *norm, 1e-5, 1e-5, "layer", True, True),
+            (x, plain, scales, *nothing, 1e-5, 0.0, "none", False, True),
+            (x, closing, None, *rms, 1e-5, 1e-5, "rms", True, False),
+        ],
+        "mixer_stack_backward": [
+            (g, x, kept, plain, None, 1e-5, True),
+            (g, x, kept, closing, scales, 1e-5, False),
+        ],
+        "mixer_exit": [
+            (x, plain, None, *norm, *head, 1e-5, 1e-5, "layer", True, "mean", 1.0),
+            (x, closing, scales, *nothing, *head, 1e-5, 0.0, "none", False, "first", 1.0),
         ],
     }
 

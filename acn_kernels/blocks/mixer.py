@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from torch import Tensor, nn
 
 from acn_kernels.blocks.mlp import Mlp
@@ -18,6 +20,8 @@ class MixerBlock(nn.Module):
             Such a block is one layer under either granularity.
         norm: class of the norms, called with D.
     """
+
+    whole_stack = "mixer"  # the kernels that run stacks of it; a subclass has to say so itself
 
     def __init__(
         self,
@@ -44,14 +48,17 @@ class MixerBlock(nn.Module):
     def forward(self, x: Tensor, connection: Connection | None = None) -> Tensor:
         """x [B, T, D] to the same shape."""
         connection = connection or Connection()
-        h = self.token_mlp(connection.enter(x, self.norm1).transpose(-1, -2)).transpose(-1, -2)
+        backend = connection.wiring.backend
+        h = connection.enter(x, self.norm1).transpose(-1, -2)
+        h = self.token_mlp(h, backend).transpose(-1, -2)
         if self.closing is None:
             # Beyond this point no token reads another.
             rows = connection.take_read_rows()
             h = h if rows is None else h.index_select(-2, rows.index)
         if self.closing is None and connection.sublayers:
-            return self.channel_mlp(connection.enter(h, self.norm2))
-        out = connection.within(h, self.norm2, self.channel_mlp)
+            return self.channel_mlp(connection.enter(h, self.norm2), backend)
+        channel_mlp = functools.partial(self.channel_mlp, backend=backend)
+        out = connection.within(h, self.norm2, channel_mlp)
         if self.closing is None:
             return out
         return connection.wiring.norm((self.closing(out) + connection.u).relu(), self.norm3)

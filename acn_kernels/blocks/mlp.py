@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from acn_kernels import functional
+from acn_kernels.dispatch import choose
+from acn_kernels.hooks import has_hooks
+from acn_kernels.recompute import offer
 
 
 class Mlp(nn.Module):
@@ -14,5 +21,23 @@ class Mlp(nn.Module):
         self.act = nn.GELU()
         self.fc2 = nn.Linear(hidden, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.act(self.fc1(x)))
+    def forward(self, x: Tensor, backend: str = "auto") -> Tensor:
+        plain = self._is_plain()
+        if plain and self._takes_bias_apart(x, backend):
+            z = F.linear(x, self.fc1.weight)
+            return self.fc2(functional.bias_gelu(z, self.fc1.bias, backend))
+        z = self.fc1(x)
+        h = self.act(z)
+        return self.fc2(offer(h, lambda: F.gelu(z)) if plain else h)
+
+    def _is_plain(self) -> bool:
+        """Whether what happens before fc2 is known, and may be done in another way."""
+        linear = type(self.fc1) is nn.Linear and not has_hooks(self.fc1)
+        exact = type(self.act) is nn.GELU and self.act.approximate == "none"
+        return linear and exact and not has_hooks(self.act)
+
+    def _takes_bias_apart(self, x: Tensor, backend: str) -> bool:
+        """Whether a backward pass follows that forms the bias's gradient for free."""
+        if not torch.is_grad_enabled() or self.fc1.bias is None:
+            return False
+        return choose(backend, x, "bias_gelu").backend == "triton"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -111,6 +113,7 @@ class TransformerBlock(nn.Module):
         h = connection.enter(x, self.norm1)
         rows = connection.take_read_rows()
         h = self.attn(h, attn_mask, is_causal, rows)
+        mlp = functools.partial(self.mlp, backend=connection.wiring.backend)
         if connection.sublayers:
-            return self.mlp(connection.enter(h, self.norm2))
-        return connection.within(h, self.norm2, self.mlp)
+            return mlp(connection.enter(h, self.norm2))
+        return connection.within(h, self.norm2, mlp)

@@ -45,7 +45,7 @@ def linear_stack(
     one batched product for all weight gradients. Runs on Triton alone.
 
     Args:
-        x: x_0, [..., D] with D from 16 to 128; fp16, bf16 or fp32.
+        x: x_0, [..., D] with D from 16 to 256; fp16, bf16 or fp32.
         weight: [L, D, D] with L at least 1, of x's dtype; weight[i] is [out, in] as in nn.Linear.
         bias: [L, D] of x's dtype, or None.
         activation: "relu", "gelu" (exact), "gelu_tanh" or "silu".

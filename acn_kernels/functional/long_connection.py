@@ -20,6 +20,7 @@ from acn_kernels.dispatch import choose
 from acn_kernels.functional.checks import check_input, check_like_first, check_norm, check_scale
 from acn_kernels.norm_spec import NormSpec
 from acn_kernels.ops import compiled
+from acn_kernels.recompute import offer
 from acn_kernels.reference import sum_dtype
 from acn_kernels.rows import RowSelection
 
@@ -59,7 +60,12 @@ def norm(x: Tensor, spec: NormSpec, backend: str = "auto") -> Tensor:
     check_norm(x, spec)
     if choose(backend, x).backend == "torch":  # autograd's own norm: no Function around it
         kind, weight, bias, _ = spec
-        return torch_ops.norm(x, weight, bias, spec.eps_for(x.dtype), kind).to(x.dtype)
+        eps = spec.eps_for(x.dtype)
+
+        def normed() -> Tensor:
+            return torch_ops.norm(x, weight, bias, eps, kind).to(x.dtype)
+
+        return offer(normed(), normed)
     return _fork(x, spec, None, None, backend)[0]
 
 
@@ -97,11 +103,12 @@ def _fork(x, spec, scale, rows, backend):
     check_input("x", x)
     check_norm(x, spec)
     index, row_map = (None, None) if rows is None else rows
-    h, term, _, _ = Fork.apply(
-        x, spec.weight, spec.bias, scale, index, row_map,
-        spec.eps_for(x.dtype), spec.kind, choose(backend, x).backend,
-    )  # fmt: skip
-    return h, term
+    norm = (spec.weight, spec.bias)
+    how = (spec.eps_for(x.dtype), spec.kind)
+    backend = choose(backend, x).backend
+    h, term, _, _ = Fork.apply(x, *norm, scale, index, row_map, *how, backend)
+    source = torch_ops if backend == "torch" else compiled(backend)
+    return offer(h, lambda: source.fork_forward(x, *norm, *how)[0]), term
 
 
 def join(

@@ -41,9 +41,9 @@ def mixer_exit(
     At an exit k the head reads norm(y_k), pooled over the tokens; the sample leaves where the
     entropy of the softmax of its logits is below ``threshold``. An entropy of NaN is below
     nothing: such a sample goes all the way. The host waits for nothing, and nothing has a
-    gradient. Where an entropy is within rounding of the threshold, another order of summation
-    may decide otherwise: up to 1e-5 nats in fp32, and in half precision as much as a last-bit
-    change of the logits moves it. Runs on Triton alone.
+    gradient. Where an entropy is within rounding of the threshold the plain loop, which sums in
+    another order, may decide otherwise: within 1e-4 nats in fp32, and in half precision within
+    what a change in the last bits of the logits makes of it. Runs on Triton alone.
 
     Args:
         x: x_0, [B, T, D]; sizes and dtypes as in mixer_stack.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from acn_kernels import dispatch
 from acn_kernels.autograd.mixer_stack import BACKEND, MixerStack
 from acn_kernels.functional.checks import check_input, check_norm
+from acn_kernels.hooks import has_hooks
 from acn_kernels.norm_spec import NormSpec
 from acn_kernels.ops import compiled
 from acn_kernels.scales import check_scales
@@ -23,7 +24,6 @@ _PARTS = (
     "closing", "norm3",
 )  # fmt: skip
 _WITHOUT_CLOSING = 6
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class MixerParameters(NamedTuple):
@@ -178,16 +178,19 @@ def _obstacle_to_samples(x: Tensor) -> str | None:
     return mixer_tile_obstacle(*x.shape[-2:])
 
 
+def is_mixer_block(block: nn.Module) -> bool:
+    """Whether ``block`` is a MixerBlock, and no subclass that may compute something else."""
+    return vars(type(block)).get("whole_stack") == "mixer"
+
+
 def _obstacles_in(block: nn.Module) -> Iterator[str]:
     """What keeps a kernel from doing what ``block`` does, in words."""
-    from acn_kernels.blocks import MixerBlock  # which stands on this package
-
-    if type(block) is not MixerBlock:
+    if not is_mixer_block(block):
         yield f"is a {type(block).__name__}, no MixerBlock"
         return
     for name, module in block.named_modules():
         label = f"{name or 'itself'} ({type(module).__name__})"
-        if any(getattr(module, hooks) for hooks in _HOOKS):
+        if has_hooks(module):
             yield f"has hooks on {label}"
         if "forward" in vars(module):
             yield f"has a forward of its own on {label}"
@@ -241,6 +244,8 @@ def _check_parameters(x: Tensor, parameters: MixerParameters) -> None:
                 f"parameters.{name} has shape {got}; for samples of {tokens} x {width} it takes "
                 f"{shape}"
             )
+        if tensor.numel() >= 2**31:
+            raise ValueError(f"parameters.{name} has {tensor.numel()} elements; it takes < 2^31")
         if tensor.dtype != x.dtype:
             raise TypeError(f"parameters.{name} has dtype {tensor.dtype}, x has {x.dtype}")
         if tensor.device != x.device:

@@ -2,14 +2,21 @@
 
 from acn_kernels.inference.calibration import cutoff_depth, exit_threshold
 from acn_kernels.inference.early_exit import EarlyExit, ExitResult, entropy
+from acn_kernels.inference.engine import Engine, EngineResult
+from acn_kernels.inference.export import export
 from acn_kernels.inference.probe import probe, probe_logits
+from acn_kernels.inference.truncation import truncate
 
 __all__ = [
     "EarlyExit",
+    "Engine",
+    "EngineResult",
     "ExitResult",
     "cutoff_depth",
     "entropy",
     "exit_threshold",
+    "export",
     "probe",
     "probe_logits",
+    "truncate",
 ]

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from acn_kernels import functional
 from acn_kernels.functional import compact
 from acn_kernels.functional import entropy as entropy
+from acn_kernels.inference.criteria import check_criterion
 from acn_kernels.inference.decision import decide
+from acn_kernels.inference.engine import Engine
+from acn_kernels.inference.engine_model import (
+    LiveEngine,
+    obstacle_to_engine,
+    obstacle_to_engine_of,
+)
 from acn_kernels.models import ImageClassifier, Mixer
 from acn_kernels.norm_spec import NormSpec
 from acn_kernels.stack import FusedACNStack
@@ -60,11 +67,14 @@ def obstacle_to_mixer_exit(model: nn.Module, x: Tensor) -> str | None:
 
 
 class EarlyExit(nn.Module):
-    """Inference that stops each sample at the first exit with entropy below ``threshold``.
+    """Inference that stops each sample at the first exit where the shared head is sure of it.
 
-    At an exit the shared head reads norm(y_k) of the samples still under way; those that leave
-    are taken out of the batch, the rest go on. An entropy of NaN is below nothing: such a sample
-    runs to full depth.
+    At an exit the head reads norm(y_k) of the samples still under way; those that leave are taken
+    out of the batch, the rest go on. NaN is never sure: such a sample runs to full depth.
+
+    A ViT or Mixer on the CPU (fp32, bf16) runs in the C++ engine
+    (:class:`acn_kernels.inference.Engine`) where the extension is built and ``blocks.backend`` is
+    "auto" or "native", with equal results.
 
     A Mixer in half precision on a GPU does all of it in one kernel, in which each sample stops at
     its own depth (:func:`acn_kernels.functional.mixer_exit`); so does any Mixer that the Triton
@@ -73,8 +83,9 @@ class EarlyExit(nn.Module):
     Args:
         model: a classifier of :mod:`acn_kernels.models`.
         exits: depths in [1, L-1] at which samples may leave; all leave at L.
-        threshold: on the entropy, in nats (the paper's tau = 0.7).
-        criterion: "entropy".
+        threshold: a sample leaves below it (entropy), or above it (the others).
+        criterion: "entropy" of the softmax in nats (the paper's, with tau = 0.7), its largest
+            "probability", or the "margin" of that over the next one.
 
     Raises:
         TypeError, ValueError: naming the argument, its value and what is accepted.
@@ -88,10 +99,7 @@ class EarlyExit(nn.Module):
         criterion: str = "entropy",
     ) -> None:
         super().__init__()
-        if criterion != "entropy":
-            raise ValueError(f"criterion is {criterion!r}; it takes 'entropy'")
-        if not threshold >= 0:
-            raise ValueError(f"threshold is {threshold}; it takes a number of nats, at least 0")
+        check_criterion(criterion, threshold)
         layers = len(model.blocks)
         for k in exits:
             if not 0 < check_depth(k, layers, True, "exits") < layers:
@@ -99,15 +107,33 @@ class EarlyExit(nn.Module):
         self.model = model
         self.exits = sorted(set(exits))
         self.threshold = threshold
+        self.criterion = criterion
         self._exit_mask: Tensor | None = None  # for the kernel
+        self._live: LiveEngine | None = None
+
+    def __getstate__(self) -> dict:
+        return {**super().__getstate__(), "_live": None}  # a copy makes an engine of its own
 
     @torch.no_grad()
     def forward(self, inputs: Tensor) -> ExitResult:
         """(logits, depth) of inputs [B, ...], in their order."""
+        engine = self._engine(inputs)
+        if engine is not None:
+            return ExitResult(*engine(inputs, self.exits, self.threshold, self.criterion)[:2])
         x = self.model.embed(inputs)
-        if obstacle_to_mixer_exit(self.model, x) is None:
+        if self.criterion == "entropy" and obstacle_to_mixer_exit(self.model, x) is None:
             return self._inside_kernel(x)
         return self._by_segments(x)
+
+    def _engine(self, inputs: Tensor) -> Engine | None:
+        """The C++ engine of the model as it is now; None where it does not run this call."""
+        if obstacle_to_engine(self.model, inputs) is not None:
+            return None
+        if self._live is None or not self._live.is_current():
+            self._live = None
+            if obstacle_to_engine_of(self.model) is None:
+                self._live = LiveEngine(self.model)
+        return None if self._live is None else self._live.engine
 
     def _inside_kernel(self, x: Tensor) -> ExitResult:
         stack, head, scales = self.model.blocks, self.model.head, self.model.blocks.scales
@@ -134,7 +160,7 @@ class EarlyExit(nn.Module):
         for k in self.exits:
             x, y = stack.advance(x, y, start=start, stop=k)
             start = k
-            here = decide(self.model, x, y, k, self.threshold)
+            here = decide(self.model, x, y, k, self.threshold, self.criterion)
             if logits is None:
                 logits = here.logits.new_empty(len(x), here.logits.shape[-1])
             # Those who go on are overwritten at their own exit: nobody has to be picked out.

@@ -12,10 +12,11 @@ from torch import Tensor
 MAX_WIDTH = 4096
 # Sources of the long sum that one launch reads; deeper stacks carry the sum on in fp32.
 MAX_SOURCES = 16
-# Linear stacks hold a layer's whole weight in shared memory.
-MAX_STACK_WIDTH = 128
+# Linear stacks hold the rows of x and of the sum on chip.
+MAX_STACK_WIDTH = 256
 LINEAR_STACK_STAGES = 2  # the next layer's weight is on its way during a product
 _TILE_ELEMENTS = 2048
+_MAX_COLUMNS = 1024
 _ELEMENTS_PER_THREAD = 8  # one 16-byte access in half precision
 # Left to itself, ptxas spills a few bytes to reach an occupancy that these kernels do not need.
 _REGISTERS_PER_THREAD = 96
@@ -60,12 +61,18 @@ def row_tile(width: int) -> RowTile:
     return RowTile(rows, padded, warps)
 
 
+def column_tile(width: int) -> RowTile:
+    """The tile of an elementwise kernel, which may split rows of ``width`` elements."""
+    return row_tile(min(width, _MAX_COLUMNS))
+
+
 class StackTile(NamedTuple):
     """``rows`` rows that one program takes through all layers of a narrow stack, and the
-    power-of-two ``width`` of the weights that it multiplies by."""
+    power-of-two ``width`` of the weights that it multiplies by, ``chunk`` outputs at a time."""
 
     rows: int
     width: int
+    chunk: int
     warps: int
 
     def launch_options(self, stages: int) -> dict[str, int]:
@@ -73,23 +80,40 @@ class StackTile(NamedTuple):
         return {
             "TILE_ROWS": self.rows,
             "TILE_WIDTH": self.width,
+            "CHUNK": self.chunk,
             "num_warps": self.warps,
             "num_stages": stages,
             "maxnreg": 255,  # or ptxas spills for an occupancy that nobody asked of it
         }
+
+    def scratch(self, x: Tensor, rows: int) -> Tensor:
+        """Where the chunks of each program's ``rows`` meet; empty where there is one chunk."""
+        programs = triton.cdiv(rows, self.rows) if self.chunk < self.width else 0
+        return x.new_empty((programs, self.rows, self.width))
 
 
 def stack_tile(width: int) -> StackTile:
     """The tile of a linear stack of ``width`` wide layers."""
     padded = max(16, triton.next_power_of_2(width))
     # 64 rows are the least that fill sm_90's matrix instruction; at most 32 elements a thread, x,
-    # the sum and a product fit its registers.
-    return StackTile(64, padded, 4 if padded < 64 else 8)
+    # the sum and a product fit its registers, which leaves 32 rows for the widest.
+    if padded > 128:
+        return StackTile(32, padded, 64, 8)
+    return StackTile(64, padded, padded, 4 if padded < 64 else 8)
 
 
-def linear_stack_backward_stages(activation: str) -> int:
-    """Where the next layer's weight can be on its way without a spill on any target."""
-    return 1 if activation in ("silu", "gelu_tanh") else LINEAR_STACK_STAGES
+def stack_backward_tile(width: int, activation: str, scaled: bool) -> StackTile:
+    """The same for its backward pass, with ``scaled`` where the scales have gradients."""
+    tile = stack_tile(width)
+    # Next to an exact GELU, <g, x> takes the registers of a product that is 128 wide.
+    narrower = scaled and activation == "gelu" and tile.width == 128
+    return tile._replace(chunk=64) if narrower else tile
+
+
+def linear_stack_backward_stages(tile: StackTile, activation: str) -> int:
+    """Two where the next weight can be on its way without a spill on sm_80, sm_90 and sm_100."""
+    whole = tile.chunk == tile.width
+    return 1 if whole and activation in ("silu", "gelu_tanh") else LINEAR_STACK_STAGES
 
 
 def dot_precision(dtype: torch.dtype) -> str:
@@ -194,12 +218,13 @@ def copy_tile(width: int) -> RowTile:
     return RowTile(_TILE_ELEMENTS // padded, padded, 4)
 
 
-def persistent_programs(device: torch.device, tiles: int) -> int:
-    """Programs of a kernel that walks the tiles in strides, for sums across all rows."""
+def persistent_programs(device: torch.device, tiles: int, columns: int = 1) -> int:
+    """Programs of a kernel that walks the tiles in strides, for sums across all rows; each of
+    ``columns`` blocks of columns has as many."""
     if device.type != "cuda":  # the interpreter
         return min(tiles, 3)
     count = torch.cuda.get_device_properties(device).multi_processor_count
-    return min(tiles, count * _PROGRAMS_PER_MULTIPROCESSOR)
+    return min(tiles, triton.cdiv(count * _PROGRAMS_PER_MULTIPROCESSOR, columns))
 
 
 def as_rows(x: Tensor) -> Tensor:

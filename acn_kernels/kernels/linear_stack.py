@@ -22,17 +22,18 @@ from acn_kernels.kernels.launch import (
     stack_tile,
 )
 from acn_kernels.kernels.row_norm import row_norm
+from acn_kernels.kernels.tile_product import tile_product
 
 
 @triton.jit
 def linear_stack_kernel(
-    x_ptr, weight_ptr, bias_ptr, scale_ptr, kept_ptr,
+    x_ptr, weight_ptr, bias_ptr, scale_ptr, kept_ptr, scratch_ptr,
     y_ptr, out_ptr, mean_ptr, rstd_ptr, norm_weight_ptr, norm_bias_ptr,
     rows, width, depth, x_stride, eps,
     ACTIVATION: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_SCALES: tl.constexpr,
     INCLUDE_INPUT: tl.constexpr, KEEP: tl.constexpr, NORM: tl.constexpr, RMS: tl.constexpr,
     HAS_NORM_WEIGHT: tl.constexpr, HAS_NORM_BIAS: tl.constexpr, PADDED: tl.constexpr,
-    PRECISION: tl.constexpr, TILE_ROWS: tl.constexpr, TILE_WIDTH: tl.constexpr,
+    PRECISION: tl.constexpr, TILE_ROWS: tl.constexpr, TILE_WIDTH: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     # Addresses are a scalar, which may be past 2^31, and small offsets: they live in the loop.
     start = tl.program_id(0).to(tl.int64) * TILE_ROWS
@@ -43,10 +44,9 @@ def linear_stack_kernel(
     mask = valid[:, None] & in_row[None, :]
     at = row[:, None] * width + col[None, :]
     first = start * width
-    # weight[i] is [out, in]; the product takes it as [in, out].
-    turned = col[:, None] + col[None, :] * TILE_WIDTH
     kept_at = row[:, None] * TILE_WIDTH + col[None, :]
 
+    scratch = scratch_ptr + start * TILE_WIDTH
     x_row = (start + row) * x_stride
     x = tl.load(x_ptr + x_row[:, None] + col[None, :], mask=mask, other=0.0)
     y = tl.zeros([TILE_ROWS, TILE_WIDTH], dtype=tl.float32)
@@ -55,10 +55,13 @@ def linear_stack_kernel(
         if HAS_SCALES:
             y *= tl.load(scale_ptr).to(tl.float32)
     for i in range(depth):
-        weight = tl.load(weight_ptr + i * TILE_WIDTH * TILE_WIDTH + turned)
-        z = tl.dot(x, weight, input_precision=PRECISION)
+        layer_bias = bias_ptr
         if HAS_BIAS:
-            z += tl.load(bias_ptr + i * TILE_WIDTH + col).to(tl.float32)[None, :]
+            layer_bias += i * TILE_WIDTH
+        z = tile_product(
+            x, weight_ptr + i * TILE_WIDTH * TILE_WIDTH, layer_bias,
+            scratch, True, HAS_BIAS, PRECISION, TILE_ROWS, TILE_WIDTH, CHUNK,
+        )  # fmt: skip
         # Rounded as a layer of its own would, so that the backward pass finds the same numbers.
         z = z.to(x_ptr.dtype.element_ty)
         x = activated(z.to(tl.float32), ACTIVATION).to(x_ptr.dtype.element_ty)
@@ -119,8 +122,8 @@ def linear_stack(
     kept = x.new_empty((depth, rows, tile.width) if keep else 0)
     if rows:
         linear_stack_kernel[(triton.cdiv(rows, tile.rows),)](
-            source, padded(weight, tile.width, 2), padded(bias, tile.width, 1), scales, kept,
-            y, out, mean, rstd, norm_weight, norm_bias,
+            source, padded(weight, tile.width, 2), padded(bias, tile.width, 1), scales,
+            kept, tile.scratch(x, rows), y, out, mean, rstd, norm_weight, norm_bias,
             rows, width, depth, source.stride(0), eps,
             ACTIVATION=activation, HAS_BIAS=bias is not None, HAS_SCALES=scales is not None,
             INCLUDE_INPUT=include_input, KEEP=keep, NORM=norm, RMS=kind == "rms",

@@ -18,19 +18,20 @@ from acn_kernels.kernels.launch import (
     as_rows,
     dot_precision,
     linear_stack_backward_stages,
-    stack_tile,
+    stack_backward_tile,
 )
 from acn_kernels.kernels.linear_stack import padded
+from acn_kernels.kernels.tile_product import tile_product
 
 
 @triton.jit
 def linear_stack_backward_kernel(
-    g_ptr, x_ptr, weight_ptr, scale_ptr, kept_ptr,
+    g_ptr, x_ptr, weight_ptr, scale_ptr, kept_ptr, scratch_ptr,
     dx_ptr, dz_ptr, inner_ptr, dbias_ptr, dscale_ptr,
     rows, width, depth, g_stride, x_stride,
     ACTIVATION: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_SCALES: tl.constexpr,
     INCLUDE_INPUT: tl.constexpr, PRECISION: tl.constexpr,
-    TILE_ROWS: tl.constexpr, TILE_WIDTH: tl.constexpr,
+    TILE_ROWS: tl.constexpr, TILE_WIDTH: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
     start = program * TILE_ROWS
@@ -39,7 +40,7 @@ def linear_stack_backward_kernel(
     valid = (row < rows - start)[:, None]
     mask = valid & (col < width)[None, :]
     at = row[:, None] * TILE_WIDTH + col[None, :]
-    straight = col[:, None] * TILE_WIDTH + col[None, :]
+    scratch = scratch_ptr + start * TILE_WIDTH
 
     g_row = (start + row) * g_stride
     g = tl.load(g_ptr + g_row[:, None] + col[None, :], mask=mask, other=0.0)
@@ -68,8 +69,10 @@ def linear_stack_backward_kernel(
             tl.store(share_at, tl.sum(dz, axis=0))
         dz = dz.to(x_ptr.dtype.element_ty)
         tl.store(dz_ptr + first + at, dz, mask=valid)
-        weight = tl.load(weight_ptr + i * TILE_WIDTH * TILE_WIDTH + straight)
-        dx = tl.dot(dz, weight, input_precision=PRECISION)
+        dx = tile_product(
+            dz, weight_ptr + i * TILE_WIDTH * TILE_WIDTH, None, scratch,
+            False, False, PRECISION, TILE_ROWS, TILE_WIDTH, CHUNK,
+        )  # fmt: skip
     if HAS_SCALES:
         share = 0.0
         if INCLUDE_INPUT:
@@ -99,7 +102,7 @@ def linear_stack_backward(
     x_rows, g_rows = as_rows(x), as_rows(g)
     rows, width = x_rows.shape
     depth = len(weight)
-    tile = stack_tile(width)
+    tile = stack_backward_tile(width, activation, scales is not None)
     programs = triton.cdiv(rows, tile.rows)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     dz = torch.empty_like(kept)
@@ -114,11 +117,11 @@ def linear_stack_backward(
     if rows:
         linear_stack_backward_kernel[(programs,)](
             g_rows, x_rows, padded(weight, tile.width, 2), scales, kept,
-            dx, dz, inner, dbias, dscales,
+            tile.scratch(x, rows), dx, dz, inner, dbias, dscales,
             rows, width, depth, g_rows.stride(0), x_rows.stride(0),
             ACTIVATION=activation, HAS_BIAS=bias is not None, HAS_SCALES=scales is not None,
             INCLUDE_INPUT=include_input, PRECISION=dot_precision(x.dtype),
-            **tile.launch_options(linear_stack_backward_stages(activation)),
+            **tile.launch_options(linear_stack_backward_stages(tile, activation)),
         )  # fmt: skip
     dz, inner = dz[..., :width], inner[..., :width]
     dweight = torch.empty_like(weight, memory_format=torch.contiguous_format)

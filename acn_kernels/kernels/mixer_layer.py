@@ -92,15 +92,11 @@ def mixer_layer(
     Rows and columns outside of ``mask`` are padding: zero in, zero out.
     """
     col = tl.arange(0, x.shape[1])
-    n, _, _ = layer_norm(
-        x.to(tl.float32), mask, col, layer, parameters[0], parameters[1], eps, D
-    )
+    n, _, _ = layer_norm(x.to(tl.float32), mask, col, layer, parameters[0], parameters[1], eps, D)
     h = token_mlp(n.to(x.dtype), layer, parameters, T, D, TOKEN_HIDDEN, TOKEN_CHUNK, PRECISION)
     h = tl.where(mask, h, 0.0)
     n, _, _ = layer_norm(h, mask, col, layer, parameters[6], parameters[7], eps, D)
-    m = channel_mlp(
-        n.to(x.dtype), layer, parameters, D, CHANNEL_HIDDEN, CHANNEL_CHUNK, PRECISION
-    )
+    m = channel_mlp(n.to(x.dtype), layer, parameters, D, CHANNEL_HIDDEN, CHANNEL_CHUNK, PRECISION)
     if CLOSING:
         weight = read_matrix(parameters[12], layer, col, col, D, D)
         z = tl.dot(m.to(x.dtype), weight.T, input_precision=PRECISION)

@@ -20,11 +20,16 @@ class Movement(NamedTuple):
     stay untouched; "name if CONDITION" holds for some launches alone (see :func:`_holds`).
 
     reads, writes: every element exactly once (both: read, then written).
+    layer_reads, layer_writes: the same of the one layer, of the first axis, that the launch is at.
+    rereads: once, and at most once more while it is still in the cache.
     marked_reads, marked_writes: the same of the samples that the launch's ``stays_ptr`` marks,
         at most ``kept`` of them.
+    at_most_once: read, or written, in part: at the first layer, not at the last, or a few columns.
     shared: small and the same for all; each program reads it at most once.
     per_row: one element for each of the launch's ``rows``.
     per_layer: written once or again, at most at each of the launch's ``layers``.
+    scratch: a program's own, written and read again at most at each of the launch's ``depth``
+        layers, which the caches answer.
     counters: each program adds to one element at most.
     samples: the argument that tells how many samples the programs take from a queue, where they
         do; ``shared`` and ``counters`` are then for each sample.
@@ -32,11 +37,16 @@ class Movement(NamedTuple):
 
     reads: tuple[str, ...]
     writes: tuple[str, ...]
+    layer_reads: tuple[str, ...] = ()
+    layer_writes: tuple[str, ...] = ()
+    rereads: tuple[str, ...] = ()
+    at_most_once: tuple[str, ...] = ()
     marked_reads: tuple[str, ...] = ()
     marked_writes: tuple[str, ...] = ()
     shared: tuple[str, ...] = ()
     per_row: tuple[str, ...] = ()
     per_layer: tuple[str, ...] = ()
+    scratch: tuple[str, ...] = ()
     counters: tuple[str, ...] = ()
     samples: str | None = None
 
@@ -85,6 +95,10 @@ MOVEMENTS: dict[str, Movement] = {
         shared=("scale_ptr if HAS_SCALE", *_AFFINE),
         per_row=("row_map_ptr if HAS_ROWS",),
     ),
+    "bias_gelu_kernel": Movement(reads=("z_ptr",), writes=("h_ptr",), shared=("bias_ptr",)),
+    "bias_gelu_backward_kernel": Movement(
+        reads=("dh_ptr", "z_ptr"), writes=("dz_ptr", "dbias_ptr"), shared=("bias_ptr",)
+    ),
     # Of a whole stack, x and the sum move once, however deep it is.
     "linear_stack_kernel": Movement(
         reads=("x_ptr",),
@@ -92,6 +106,7 @@ MOVEMENTS: dict[str, Movement] = {
             "out_ptr", "kept_ptr if KEEP", "y_ptr if NORM", "mean_ptr if NORM", "rstd_ptr if NORM",
         ),
         shared=("weight_ptr", "bias_ptr", "scale_ptr", *_NORM_AFFINE),
+        scratch=("scratch_ptr",),
     ),
     "linear_stack_backward_kernel": Movement(
         reads=("g_ptr", "kept_ptr", "x_ptr if HAS_SCALES and INCLUDE_INPUT"),
@@ -100,6 +115,7 @@ MOVEMENTS: dict[str, Movement] = {
             "dscale_ptr if HAS_SCALES",
         ),
         shared=("weight_ptr", "scale_ptr"),
+        scratch=("scratch_ptr",),
     ),
     "mixer_stack_kernel": Movement(
         reads=("x_ptr",),
@@ -118,6 +134,31 @@ MOVEMENTS: dict[str, Movement] = {
         per_layer=("logits_ptr",),  # the last that is written counts
         counters=("queue_ptr", "counts_ptr"),
         samples="samples",
+    ),
+    # One layer a launch. What the layer before and the one after hand on moves in ``carry``.
+    "closing_backward_kernel": Movement(
+        reads=("g_ptr", "out_ptr if HAS_SCALES"),
+        writes=(),
+        rereads=("u_ptr",),
+        layer_writes=("m_ptr", "dz_ptr", "dm_ptr"),
+        at_most_once=("carry_ptr", "share_ptr", "dscale_ptr"),
+        shared=("parameters", "scale_ptr"),
+    ),
+    "channel_backward_kernel": Movement(
+        reads=("u_ptr", "g_ptr if not CLOSING", "out_ptr if HAS_SCALES and not CLOSING"),
+        writes=(),
+        layer_reads=("dm_ptr if CLOSING",),
+        layer_writes=("n_ptr", "hidden_ptr", "dhidden_ptr", "dm_ptr if not CLOSING", "dh_ptr"),
+        at_most_once=("carry_ptr if not CLOSING", "share_ptr", "dscale_ptr if not CLOSING"),
+        shared=("parameters", "scale_ptr"),
+    ),
+    "token_backward_kernel": Movement(
+        reads=("u_ptr", "g_ptr if INCLUDE_INPUT and not layer"),
+        writes=("carry_ptr if layer", "dx_ptr if not layer"),
+        layer_reads=("dh_ptr", "dz_ptr if CLOSING"),
+        layer_writes=("n_ptr", "hidden_ptr", "dhidden_ptr"),
+        at_most_once=("share_ptr", "dscale_ptr"),
+        shared=("parameters", "scale_ptr"),
     ),
     "exit_head_kernel": Movement(
         reads=("x_ptr", "y_ptr"),
@@ -158,6 +199,18 @@ def must_move(
             expected[name] = Bytes(element * arguments["rows"], 0, at_most=True)
         elif "per_layer" in kinds:
             expected[name] = Bytes(0, size * arguments["layers"], at_most=True)
+        elif "rereads" in kinds:
+            expected[name] = Bytes(2 * size, 0, at_most=True)
+        elif "at_most_once" in kinds:
+            expected[name] = Bytes(size, size, at_most=True)
+        elif kinds & {"layer_reads", "layer_writes"}:
+            slice_ = size // len(tensor)
+            expected[name] = Bytes(
+                slice_ * ("layer_reads" in kinds), slice_ * ("layer_writes" in kinds)
+            )
+        elif "scratch" in kinds:
+            moved = size * arguments["depth"]
+            expected[name] = Bytes(moved, moved, at_most=True)
         elif kinds & {"marked_reads", "marked_writes"}:
             marked = min(int(arguments["stays_ptr"].sum()), arguments["kept"]) * (
                 size // len(tensor)

@@ -3,7 +3,7 @@ users measured what a naive accumulator with learned scales costs under torch.co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -50,8 +50,9 @@ class LanguageStep:
     tokens: Tensor
     run: Callable[[Tensor], Tensor]
 
-    def given(self) -> Iterable[Tensor]:
-        return [self.tokens, *self.model.parameters()]
+    @property
+    def eager(self) -> bool:
+        return self.run is self.model
 
     def forward(self) -> Tensor:
         return self.run(self.tokens)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import gc
 import time
+import weakref
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import (
     FlopCounterMode,
     sdpa_backward_flop_count,
@@ -47,10 +51,10 @@ def peak_bytes(way: Way, setting: Setting) -> int | None:
 
 
 def kept_bytes(way: Way, setting: Setting) -> int | None:
-    """Memory that the forward pass keeps for the backward; None for ways without one.
+    """Memory that the forward pass keeps for the backward; None for ways without one, and for
+    compiled ones on a CPU, where allocations are seen from Python alone.
 
-    On a GPU what is allocated after the forward pass, its output included; on a CPU the distinct
-    storages that autograd saves. What was there before (weights, inputs) is not counted.
+    What is allocated after the forward pass and was not before, its output included.
     """
     if not hasattr(way, "forward"):
         return None
@@ -62,19 +66,43 @@ def kept_bytes(way: Way, setting: Setting) -> int | None:
         after = torch.cuda.memory_allocated()
         del kept
         return after - before
-    given = {tensor.untyped_storage().data_ptr() for tensor in way.given()}
-    storages: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in given:
-            storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    if not way.eager:
+        return None
+    with Allocated() as allocated:
         kept = way.forward()
+    alive = allocated.alive_bytes()
     del kept
-    return sum(storages.values())
+    return alive
+
+
+class Allocated(TorchDispatchMode):
+    """Inside, every storage that an operator makes is noted, and none is kept alive for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made: dict[int, tuple[weakref.ref, int]] = {}
+        self._given: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        for storage in _storages((args, kwargs)):
+            if storage._cdata not in self._made:
+                self._given.add(storage._cdata)
+        out = func(*args, **(kwargs or {}))
+        for storage in _storages(out):
+            if storage._cdata not in self._given:
+                self._made[storage._cdata] = weakref.ref(storage), storage.nbytes()
+        return out
+
+    def alive_bytes(self) -> int:
+        """Of the storages that are still in use."""
+        gc.collect()
+        return sum(size for storage, size in self._made.values() if storage() is not None)
+
+
+def _storages(values: object) -> Iterator[torch.UntypedStorage]:
+    for value in tree_leaves(values):
+        if isinstance(value, Tensor):
+            yield value.untyped_storage()
 
 
 def counted_flops(way: Way) -> int:

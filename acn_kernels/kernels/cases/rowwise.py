@@ -1,4 +1,4 @@
-"""Launches of the row-wise kernels: fork, join and accumulate_norm."""
+"""Launches of the row-wise kernels: fork, join, accumulate_norm, bias_gelu."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from acn_kernels.kernels.accumulate_norm import accumulate_norm
+from acn_kernels.kernels.bias_gelu import bias_gelu, bias_gelu_backward
 from acn_kernels.kernels.cases.case import RegisteredLaunch
 from acn_kernels.kernels.fork import fork_backward, fork_forward
 from acn_kernels.kernels.join import join_forward
@@ -73,6 +74,8 @@ def _calls(width: int, dtype: torch.dtype) -> dict[str, tuple]:
         "join[13 sources, no norm": join(13, False, "none"),
         "join[13 scaled sources, layer": join(13, True, "layer"),
         f"join[{MAX_SOURCES} scaled sources, layer": join(MAX_SOURCES, True, "layer"),
+        "bias_gelu[forward": (bias_gelu, x, bias),
+        "bias_gelu[backward": (bias_gelu_backward, x, x, bias),
         "accumulate_norm[layer": (
             accumulate_norm, x, y, False, None, 1.0, None, weight, bias, eps, "layer", dtype,
         ),

@@ -1,0 +1,132 @@
+"""The C++ runtime from Python: a saved model, or a live one whose tensors it shares."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from acn_kernels import _extension
+from acn_kernels.inference.criteria import check_criterion
+from acn_kernels.models import ImageClassifier
+
+
+class EngineResult(NamedTuple):
+    """logits [B, classes] and depth [B] int64, the layers each sample went through; ``counts``
+    maps each exit, and the last depth, to the samples that left there; ``undecided`` samples have
+    NaN logits and ran to the last depth."""
+
+    logits: Tensor
+    depth: Tensor
+    counts: dict[int, int]
+    undecided: int
+
+
+class Engine:
+    """Truncated and early-exit inference on the CPU, with no Python between the layers.
+
+    The GIL is released while it runs, and many threads may call one engine at once. Samples go
+    through the layers between two exits in micro-batches that the cache holds, and those that
+    stay are packed into new ones. Logits do not depend on what else is in the batch but for the
+    order in which matrix products of other sizes add (about 1e-6 of their size in fp32).
+
+    Make one by :meth:`from_folder` or :meth:`from_model`.
+    """
+
+    def __init__(self, native) -> None:
+        self._native = native
+
+    @staticmethod
+    def from_folder(folder: str | os.PathLike, compiled: bool = False) -> Engine:
+        """The model that ``save_pretrained`` or ``acn-kernels export`` wrote, in the dtype of
+        the file (fp32 or bf16).
+
+        Args:
+            compiled: also load the segments that ``export(aot_exits=...)`` compiled, and run
+                them where a call stops at their ends. They are programs, no data: load those
+                that you trust.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: a file is damaged, truncated, too long or of another model, or the engine
+                does not run this family or wiring.
+            RuntimeError: the compiled extension is not there.
+        """
+        return Engine(_native_class().from_folder(os.fspath(folder), compiled))
+
+    @staticmethod
+    def from_model(model: ImageClassifier) -> Engine:
+        """The engine of a live ViT or Mixer; its tensors are shared, so that changes of their
+        values in place count.
+
+        Raises:
+            ValueError: the engine does not run this model.
+            RuntimeError: the compiled extension is not there.
+        """
+        from acn_kernels.inference.engine_model import obstacle_to_engine_of
+
+        native = _native_class()
+        obstacle = obstacle_to_engine_of(model)
+        if obstacle:
+            raise ValueError(f"the engine does not run this model: {obstacle}")
+        config = json.dumps({"family": model.family, **dataclasses.asdict(model.config)})
+        tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+        return Engine(native(config, tensors))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights, of the images it takes and of the logits."""
+        return self._native.dtype
+
+    @property
+    def micro_batch(self) -> int:
+        """Samples that go through a segment together where a call names no other number."""
+        return self._native.default_micro_batch
+
+    @property
+    def compiled_segments(self) -> int:
+        """How many segments AOTInductor packages run."""
+        return self._native.compiled_segments
+
+    def __call__(
+        self,
+        images: Tensor,
+        exits: Sequence[int] = (),
+        threshold: float = 0.0,
+        criterion: str = "entropy",
+        depth: int | None = None,
+        micro_batch: int | None = None,
+    ) -> EngineResult:
+        """Runs images [B, channels, size, size] of the model's dtype.
+
+        Args:
+            exits: depths from 1 to below the last at which samples may leave.
+            threshold, criterion: as :class:`acn_kernels.EarlyExit` takes them.
+            depth: layers to run at most; None is all.
+            micro_batch: samples that go through a segment together; None: as the cache holds.
+
+        Raises:
+            TypeError, ValueError: naming the argument, its value and what is accepted.
+        """
+        check_criterion(criterion, threshold)
+        if depth is not None and depth < 0:
+            raise ValueError(f"depth is {depth}; it takes None or a number of layers")
+        if micro_batch is not None and micro_batch < 1:
+            raise ValueError(f"micro_batch is {micro_batch}; it takes None or at least 1")
+        logits, depths, stops, counts, undecided = self._native.run(
+            images, list(exits), float(threshold), criterion,
+            -1 if depth is None else depth, micro_batch or 0,
+        )  # fmt: skip
+        return EngineResult(logits, depths, dict(zip(stops, counts, strict=True)), undecided)
+
+
+def _native_class():
+    module = _extension.module()
+    if module is None:
+        raise RuntimeError(f"the compiled extension is {_extension.state()}")
+    return module.Engine

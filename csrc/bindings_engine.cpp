@@ -1,0 +1,57 @@
+// The runtime's engine in Python; acn_kernels.inference.engine is what users see of it.
+#include "bindings_engine.h"
+
+#include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <memory>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "acn/runtime/engine.h"
+#include "acn/runtime/errors.h"
+
+namespace acn {
+namespace {
+
+using Returned = std::tuple<at::Tensor, at::Tensor, std::vector<int64_t>, std::vector<int64_t>,
+                            int64_t>;
+
+Returned run(const Engine& engine, const at::Tensor& images, std::vector<int64_t> exits,
+             double threshold, const std::string& criterion, int64_t depth, int64_t micro_batch) {
+  RunOptions options;
+  options.exits = std::move(exits);
+  options.threshold = threshold;
+  options.criterion = criterion_of(criterion);
+  options.depth = depth;
+  options.micro_batch = micro_batch;
+  Result result = engine.run(images, options);
+  return {result.logits, result.depth, result.stops, result.counts, result.undecided};
+}
+
+}  // namespace
+
+void bind_engine(pybind11::module_& m) {
+  namespace py = pybind11;
+  py::register_exception_translator([](std::exception_ptr thrown) {
+    try {
+      if (thrown) std::rethrow_exception(thrown);
+    } catch (const FileError& error) {
+      PyErr_SetString(PyExc_FileNotFoundError, error.what());
+    }
+  });
+  const py::call_guard<py::gil_scoped_release> no_gil;
+  py::class_<Engine>(m, "Engine")
+      .def(py::init([](const std::string& config, Tensors weights) {
+             return std::make_unique<Engine>(parse_config(config), std::move(weights));
+           }),
+           no_gil)
+      .def_static("from_folder", &Engine::from_folder, no_gil)
+      .def_property_readonly("compiled_segments", &Engine::compiled_segments)
+      .def_property_readonly("default_micro_batch", &Engine::default_micro_batch)
+      .def_property_readonly("dtype", [](const Engine& engine) { return engine.dtype(); })
+      .def("run", &run, no_gil);
+}
+
+}  // namespace acn

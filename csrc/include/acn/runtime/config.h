@@ -1,0 +1,53 @@
+// The configuration of a saved model, and what tensors belong to it.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace acn {
+
+enum class Family { vit, mixer };
+
+// As acn_kernels.models.ViTConfig and MixerConfig write it; what the other family has is zero.
+struct Config {
+  Family family = Family::vit;
+  int64_t image_size = 0;
+  int64_t patch_size = 0;
+  int64_t channels = 0;
+  int64_t width = 0;
+  int64_t depth = 0;
+  int64_t classes = 0;
+  // ViT
+  int64_t heads = 0;
+  int64_t mlp_width = 0;
+  bool class_token = false;  // pool is "first"
+  // Mixer
+  int64_t token_mlp = 0;
+  int64_t channel_mlp = 0;
+  bool closing = false;
+
+  int64_t patches() const { return image_size / patch_size * (image_size / patch_size); }
+  int64_t tokens() const { return patches() + class_token; }
+  int64_t hidden() const { return family == Family::vit ? mlp_width : channel_mlp; }
+};
+
+// Throws FormatError where `source` is no configuration of a model that the engine runs: another
+// family or wiring, a field too many or too few, or a number that is out of range or does not fit
+// the others.
+Config parse_config(std::string_view source);
+
+struct TensorShape {
+  std::string name;
+  std::vector<int64_t> shape;
+};
+
+// The tensors of the model, by name, as its state_dict() has them.
+std::vector<TensorShape> tensors_of(const Config& config);
+
+// Their elements, and the product of a shape; throws FormatError where int64 cannot hold it.
+int64_t elements_of(const std::vector<int64_t>& shape);
+int64_t elements_of(const std::vector<TensorShape>& tensors);
+
+}  // namespace acn

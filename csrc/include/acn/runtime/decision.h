@@ -1,0 +1,28 @@
+// When the shared head is sure enough of a sample for it to leave.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace acn {
+
+enum class Criterion {
+  entropy,      // of the softmax in nats, below the threshold
+  probability,  // the largest one, above the threshold
+  margin,       // of the largest probability over the next, above the threshold
+};
+
+// Throws std::invalid_argument: the criterion has another name ("entropy", "probability",
+// "margin"), or the threshold is none for it.
+Criterion criterion_of(const std::string& name);
+void check_threshold(Criterion criterion, double threshold);
+
+// The number that the criterion compares, of one sample's logits; NaN where they give none.
+double certainty(Criterion criterion, const float* logits, int64_t classes);
+
+// NaN never leaves.
+inline bool leaves(Criterion criterion, double certainty, double threshold) {
+  return criterion == Criterion::entropy ? certainty < threshold : certainty > threshold;
+}
+
+}  // namespace acn

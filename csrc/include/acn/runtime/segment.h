@@ -1,0 +1,25 @@
+// A segment: the layers between two exits, as one thing that is run.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+namespace acn {
+
+// What runs between the layers: x [B, T, D], the latest output, and y, the fp32 sum of all terms
+// before it, [B, T, D], or [B, 1, D] where the head reads the first token alone; undefined: no
+// term yet. Both without gaps; a segment may write y where it lies.
+struct State {
+  at::Tensor x;
+  at::Tensor y;
+};
+
+// Many threads may run one segment at once.
+class Segment {
+ public:
+  virtual ~Segment() = default;
+
+  // With `closing` no layer follows: x may come back with the rows alone that the head reads.
+  virtual State run(State state, bool closing) const = 0;
+};
+
+}  // namespace acn

@@ -1,0 +1,174 @@
+#include "acn/runtime/config.h"
+
+#include <set>
+
+#include "acn/runtime/errors.h"
+#include "acn/runtime/json.h"
+
+namespace acn {
+namespace {
+
+// No dimension of a model comes near these, and products of a few stay far from overflow.
+constexpr int64_t kLargest = 1 << 24;
+constexpr int64_t kDeepest = 4096;
+constexpr int64_t kLargestImage = 1 << 15;
+
+// Takes fields out of the object one by one; what was never asked for is foreign.
+class Fields {
+ public:
+  explicit Fields(const Json::Object& object) : object_(object) {}
+
+  const Json& field(const std::string& name) {
+    const auto found = object_.find(name);
+    if (found == object_.end()) throw FormatError(text("the configuration has no ", name));
+    taken_.insert(name);
+    return found->second;
+  }
+
+  int64_t number(const std::string& name, int64_t least, int64_t most) {
+    const int64_t value = field(name).integer(name);
+    if (value < least || value > most) {
+      throw FormatError(text(name, " is ", value, "; it takes ", least, " to ", most));
+    }
+    return value;
+  }
+
+  const std::string& word(const std::string& name, const std::vector<std::string>& allowed) {
+    const std::string& value = field(name).string(name);
+    std::string list;
+    for (const std::string& one : allowed) {
+      if (value == one) return value;
+      list += (list.empty() ? "" : ", ") + one;
+    }
+    throw FormatError(text(name, " is '", value.substr(0, 40), "'; the engine runs ", list));
+  }
+
+  void end() const {
+    for (const auto& [name, value] : object_) {
+      if (!taken_.count(name)) {
+        throw FormatError(text("the configuration has an unknown field ", name.substr(0, 40)));
+      }
+    }
+  }
+
+ private:
+  const Json::Object& object_;
+  std::set<std::string> taken_;
+};
+
+void check_divides(const char* name, int64_t divisor, const char* of, int64_t value) {
+  if (value % divisor != 0) {
+    throw FormatError(text(name, " is ", divisor, "; it takes a divisor of ", of, " ", value));
+  }
+}
+
+// Collects the tensors of modules below a prefix.
+class Layout {
+ public:
+  explicit Layout(std::vector<TensorShape>& into) : into_(into) {}
+
+  void linear(const std::string& name, int64_t in, int64_t out) {
+    into_.push_back({name + ".weight", {out, in}});
+    into_.push_back({name + ".bias", {out}});
+  }
+
+  void norm(const std::string& name, int64_t width) {
+    into_.push_back({name + ".weight", {width}});
+    into_.push_back({name + ".bias", {width}});
+  }
+
+  void mlp(const std::string& name, int64_t width, int64_t hidden) {
+    linear(name + ".fc1", width, hidden);
+    linear(name + ".fc2", hidden, width);
+  }
+
+ private:
+  std::vector<TensorShape>& into_;
+};
+
+void add_block(Layout& layout, const std::string& at, const Config& config) {
+  const int64_t width = config.width;
+  layout.norm(at + "norm1", width);
+  if (config.family == Family::vit) {
+    layout.linear(at + "attn.qkv", width, 3 * width);
+    layout.linear(at + "attn.proj", width, width);
+    layout.norm(at + "norm2", width);
+    layout.mlp(at + "mlp", width, config.mlp_width);
+    return;
+  }
+  layout.mlp(at + "token_mlp", config.tokens(), config.token_mlp);
+  layout.norm(at + "norm2", width);
+  layout.mlp(at + "channel_mlp", width, config.channel_mlp);
+  if (!config.closing) return;
+  layout.linear(at + "closing", width, width);
+  layout.norm(at + "norm3", width);
+}
+
+}  // namespace
+
+Config parse_config(std::string_view source) {
+  const Json document = Json::parse(source);
+  Fields fields(document.object("the configuration"));
+  Config config;
+  config.family = fields.word("family", {"vit", "mixer"}) == "vit" ? Family::vit : Family::mixer;
+  fields.word("wiring", {"acn"});
+  config.image_size = fields.number("image_size", 1, kLargestImage);
+  config.patch_size = fields.number("patch_size", 1, kLargestImage);
+  check_divides("patch_size", config.patch_size, "the image size", config.image_size);
+  config.channels = fields.number("channels", 1, kLargest);
+  config.width = fields.number("width", 1, kLargest);
+  config.depth = fields.number("depth", 0, kDeepest);
+  config.classes = fields.number("classes", 1, kLargest);
+  if (config.family == Family::vit) {
+    config.heads = fields.number("heads", 1, kLargest);
+    check_divides("heads", config.heads, "the width", config.width);
+    if (config.width % 4 != 0) {
+      throw FormatError(text("width is ", config.width, "; positions take a multiple of 4"));
+    }
+    config.mlp_width = fields.number("mlp_width", 1, kLargest);
+    config.class_token = fields.word("pool", {"mean", "first"}) == "first";
+  } else {
+    config.token_mlp = fields.number("token_mlp", 1, kLargest);
+    config.channel_mlp = fields.number("channel_mlp", 1, kLargest);
+    config.closing = fields.field("closing").boolean("closing");
+  }
+  fields.end();
+  return config;
+}
+
+std::vector<TensorShape> tensors_of(const Config& config) {
+  std::vector<TensorShape> tensors;
+  Layout layout(tensors);
+  const int64_t patch = config.patch_size;
+  tensors.push_back({"stem.weight", {config.width, config.channels, patch, patch}});
+  tensors.push_back({"stem.bias", {config.width}});
+  if (config.class_token) tensors.push_back({"cls_token", {config.width}});
+  for (int64_t i = 0; i < config.depth; ++i) {
+    add_block(layout, "blocks." + std::to_string(i) + ".", config);
+  }
+  layout.norm("blocks.norm", config.width);
+  layout.linear("head", config.width, config.classes);
+  return tensors;
+}
+
+int64_t elements_of(const std::vector<int64_t>& shape) {
+  int64_t product = 1;
+  for (const int64_t size : shape) {
+    if (size < 0 || __builtin_mul_overflow(product, size, &product)) {
+      throw FormatError("a shape is negative or has too many elements");
+    }
+  }
+  return product;
+}
+
+int64_t elements_of(const std::vector<TensorShape>& tensors) {
+  int64_t total = 0;
+  for (const TensorShape& tensor : tensors) {
+    if (__builtin_add_overflow(total, elements_of(tensor.shape), &total)) {
+      throw FormatError("the model has too many elements");
+    }
+  }
+  return total;
+}
+
+}  // namespace acn

@@ -1,0 +1,237 @@
+#include "acn/runtime/engine.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <c10/core/InferenceMode.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+
+#include "acn/runtime/errors.h"
+#include "aoti_segment.h"
+#include "image_model.h"
+#include "micro_batch.h"
+#include "native_segment.h"
+#include "regroup.h"
+
+namespace acn {
+namespace {
+
+using at::Tensor;
+
+constexpr int64_t kConfigBytes = 1 << 16;
+
+std::string written(at::IntArrayRef shape) {
+  std::ostringstream out;
+  out << shape;
+  return out.str();
+}
+
+// The depths at which a run stops: the exits in their order and the last one.
+std::vector<int64_t> stops_of(const RunOptions& options, int64_t layers) {
+  const int64_t last = options.depth == -1 ? layers : options.depth;
+  if (last < 0 || last > layers) {
+    throw std::invalid_argument(text("depth is ", last, "; it takes 0 to ", layers));
+  }
+  check_threshold(options.criterion, options.threshold);
+  if (options.micro_batch < 0) {
+    throw std::invalid_argument(
+        text("micro_batch is ", options.micro_batch, "; it takes a number of samples, or 0"));
+  }
+  std::vector<int64_t> stops = options.exits;
+  for (const int64_t exit : stops) {
+    if (exit < 1 || exit >= last) {
+      throw std::invalid_argument(
+          text("exits holds ", exit, "; it takes depths from 1 to ", last - 1));
+    }
+  }
+  stops.push_back(last);
+  std::sort(stops.begin(), stops.end());
+  stops.erase(std::unique(stops.begin(), stops.end()), stops.end());
+  return stops;
+}
+
+// Micro-batches side by side need no synchronisation inside; one alone takes all threads.
+template <class Body>
+void for_each(size_t count, const Body& body) {
+  const auto range = [&](int64_t begin, int64_t end) {
+    const c10::InferenceMode no_autograd;  // of this thread
+    for (int64_t i = begin; i < end; ++i) body(static_cast<size_t>(i));
+  };
+  if (count == 1) {
+    range(0, 1);
+  } else {
+    at::parallel_for(0, static_cast<int64_t>(count), 1, range);
+  }
+}
+
+}  // namespace
+
+struct Engine::Parts {
+  Parts(const Config& of, const Tensors& weights, Packages compiled)
+      : config(of),
+        dtype(weights.at("stem.weight").scalar_type()),
+        stem(of, weights),
+        blocks(blocks_of(of, weights)),
+        head(of, weights),
+        packages(std::move(compiled)),
+        micro_batch(micro_batch_for(of, dtype == at::kFloat ? 4 : 2, cache_size())) {}
+
+  // The compiled segment of these layers where there is one.
+  std::shared_ptr<const Segment> segment(int64_t begin, int64_t end) const {
+    const auto compiled = packages.find({begin, end});
+    if (compiled != packages.end()) return compiled->second;
+    return std::make_shared<NativeSegment>(blocks, begin, end, config.class_token);
+  }
+
+  Config config;
+  at::ScalarType dtype;
+  Stem stem;
+  Blocks blocks;
+  Head head;
+  Packages packages;
+  int64_t micro_batch;
+};
+
+namespace {
+
+// One call: where results go, and what the micro-batches share.
+class Run {
+ public:
+  Run(const Head& head, const RunOptions& options, Tensor& logits, Tensor& depth)
+      : head_(head), options_(options), logits_(logits), depth_(depth) {}
+
+  // Runs the segment on a micro-batch, lets those leave who may, and returns who stays.
+  Survivors step(const Segment& segment, State state, std::vector<int64_t> samples, int64_t stop,
+                 bool last) {
+    state = segment.run(std::move(state), last);
+    const Tensor logits = head_(state).contiguous();
+    const Tensor wide = logits.to(at::kFloat);
+    const float* row = wide.const_data_ptr<float>();
+    const int64_t classes = wide.size(1);
+    Survivors survivors;
+    for (size_t i = 0; i < samples.size(); ++i, row += classes) {
+      const double sure = certainty(options_.criterion, row, classes);
+      if (last && std::isnan(sure)) ++undecided;
+      if (last || leaves(options_.criterion, sure, options_.threshold)) {
+        settle(logits, static_cast<int64_t>(i), samples[i], stop);
+      } else {
+        survivors.rows.push_back(static_cast<int64_t>(i));
+        survivors.samples.push_back(samples[i]);
+      }
+    }
+    if (!survivors.rows.empty()) survivors.state = std::move(state);
+    return survivors;
+  }
+
+  std::atomic<int64_t> undecided{0};
+
+ private:
+  void settle(const Tensor& logits, int64_t row, int64_t sample, int64_t stop) {
+    const size_t bytes = static_cast<size_t>(logits.size(1)) * logits.element_size();
+    std::memcpy(static_cast<char*>(logits_.mutable_data_ptr()) + sample * bytes,
+                static_cast<const char*>(logits.const_data_ptr()) + row * bytes, bytes);
+    depth_.mutable_data_ptr<int64_t>()[sample] = stop;
+  }
+
+  const Head& head_;
+  const RunOptions& options_;
+  Tensor& logits_;
+  Tensor& depth_;
+};
+
+}  // namespace
+
+Engine Engine::from_folder(const std::string& folder, bool compiled) {
+  const std::string path = folder + "/config.json";
+  try {
+    const Config config = parse_config(read_text(path, kConfigBytes));
+    Tensors weights = load_weights(folder + "/model.safetensors", config);
+    Packages packages;
+    if (compiled) packages = load_packages(folder, config);
+    return Engine(std::make_unique<const Parts>(config, weights, std::move(packages)));
+  } catch (const FormatError& error) {
+    throw FormatError(text(folder, ": ", error.what()));
+  }
+}
+
+Engine::Engine(const Config& config, Tensors weights) {
+  check_weights(weights, config);
+  const c10::InferenceMode no_autograd;
+  parts_ = std::make_unique<const Parts>(config, weights, Packages());
+}
+
+Engine::Engine(std::unique_ptr<const Parts> parts) : parts_(std::move(parts)) {}
+
+Engine::Engine(Engine&&) noexcept = default;
+Engine::~Engine() = default;
+
+const Config& Engine::config() const { return parts_->config; }
+at::ScalarType Engine::dtype() const { return parts_->dtype; }
+int64_t Engine::default_micro_batch() const { return parts_->micro_batch; }
+size_t Engine::compiled_segments() const { return parts_->packages.size(); }
+
+Result Engine::run(const Tensor& given, const RunOptions& options) const {
+  const Config& config = parts_->config;
+  const int64_t size = config.image_size;
+  if (given.dim() != 4 || given.size(1) != config.channels || given.size(2) != size ||
+      given.size(3) != size) {
+    throw std::invalid_argument(text("images has shape ", written(given.sizes()),
+                                     "; it takes [batch, ", config.channels, ", ", size, ", ",
+                                     size, "]"));
+  }
+  if (!given.is_cpu() || given.scalar_type() != parts_->dtype) {
+    throw std::invalid_argument(text("images is ", given.scalar_type(), " on ", given.device(),
+                                     "; it takes ", parts_->dtype, " on cpu"));
+  }
+  Result result;
+  result.stops = stops_of(options, config.depth);
+  result.counts.assign(result.stops.size(), 0);
+  const int64_t batch = given.size(0);
+  result.logits = at::empty({batch, config.classes}, at::TensorOptions(parts_->dtype));
+  result.depth = at::empty({batch}, at::TensorOptions(at::kLong));
+
+  const int64_t most = options.micro_batch ? options.micro_batch : parts_->micro_batch;
+  const auto group_size = [&](int64_t live) {
+    const int64_t threads = options.micro_batch ? 1 : at::get_num_threads();
+    return std::max<int64_t>(1, std::min(most, (live + threads - 1) / threads));
+  };
+
+  Run run(parts_->head, options, result.logits, result.depth);
+  std::vector<Survivors> survivors;
+  {
+    const c10::InferenceMode no_autograd;
+    Survivors all;
+    all.state.x = given.contiguous();
+    all.rows.resize(static_cast<size_t>(batch));
+    std::iota(all.rows.begin(), all.rows.end(), 0);
+    all.samples = all.rows;
+    survivors.push_back(std::move(all));
+  }
+  int64_t live = batch;
+  int64_t begin = 0;
+  for (size_t s = 0; s < result.stops.size() && live > 0; ++s) {
+    const int64_t stop = result.stops[s];
+    const std::shared_ptr<const Segment> segment = parts_->segment(begin, stop);
+    const std::vector<Group> groups = regroup(std::move(survivors), group_size(live));
+    survivors = std::vector<Survivors>(groups.size());
+    for_each(groups.size(), [&](size_t i) {
+      State state = groups[i].gather();
+      if (begin == 0) state.x = parts_->stem(state.x);
+      survivors[i] = run.step(*segment, std::move(state), groups[i].samples(), stop,
+                              s + 1 == result.stops.size());
+    });
+    int64_t staying = 0;
+    for (const Survivors& each : survivors) staying += static_cast<int64_t>(each.rows.size());
+    result.counts[s] = live - staying;
+    live = staying;
+    begin = stop;
+  }
+  result.undecided = run.undecided;
+  return result;
+}
+
+}  // namespace acn

@@ -1,0 +1,60 @@
+#include "image_model.h"
+
+#include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
+
+#include <algorithm>
+#include <cmath>
+
+namespace acn {
+namespace {
+
+using at::Tensor;
+
+// As acn_kernels.models.vit.sincos_2d: a quarter of the width each for the sines and cosines of
+// both coordinates.
+Tensor sincos_2d(int64_t side, int64_t width) {
+  const int64_t quarter = width / 4;
+  const double step = -std::log(10000.0) / static_cast<double>(std::max<int64_t>(quarter - 1, 1));
+  const Tensor omega = at::arange(quarter).mul(step).exp();
+  const Tensor places = at::arange(side);
+  const Tensor y = places.repeat_interleave(side).unsqueeze(1).mul(omega);
+  const Tensor x = places.repeat({side}).unsqueeze(1).mul(omega);
+  return at::cat({x.sin(), x.cos(), y.sin(), y.cos()}, 1);
+}
+
+}  // namespace
+
+Stem::Stem(const Config& config, const Tensors& weights)
+    : patch_(config.patch_size),
+      projection_{weights.at("stem.weight").flatten(1), weights.at("stem.bias")} {
+  if (config.family == Family::vit) {
+    positions_ = sincos_2d(config.image_size / patch_, config.width)
+                     .to(projection_.weight.scalar_type());
+  }
+  if (config.class_token) class_token_ = weights.at("cls_token");
+}
+
+Tensor Stem::operator()(const Tensor& images) const {
+  // A convolution whose stride is its size: one product over patches.
+  const int64_t samples = images.size(0), channels = images.size(1);
+  const int64_t side = images.size(2) / patch_;
+  const Tensor patches = images.view({samples, channels, side, patch_, side, patch_})
+                             .permute({0, 2, 4, 1, 3, 5})
+                             .reshape({samples, side * side, channels * patch_ * patch_});
+  Tensor x = projection_(patches);
+  if (positions_.defined()) x.add_(positions_);
+  if (!class_token_.defined()) return x;
+  return at::cat({class_token_.expand({samples, 1, -1}), x}, 1);
+}
+
+Head::Head(const Config& config, const Tensors& weights)
+    : first_row_(config.class_token),
+      norm_(norm_at(weights, "blocks.norm")),
+      linear_(linear_at(weights, "head")) {}
+
+Tensor Head::operator()(const State& state) const {
+  return linear_(exit_pool(state.x, state.y, first_row_, norm_));
+}
+
+}  // namespace acn

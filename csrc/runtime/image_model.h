@@ -1,0 +1,37 @@
+// What lies around the blocks of an image classifier: patches and positions before, the head after.
+#pragma once
+
+#include "acn/runtime/config.h"
+#include "acn/runtime/segment.h"
+#include "native_segment.h"
+
+namespace acn {
+
+class Stem {
+ public:
+  Stem(const Config& config, const Tensors& weights);
+
+  // x_0 [B, T, D] of images [B, channels, size, size].
+  at::Tensor operator()(const at::Tensor& images) const;
+
+ private:
+  int64_t patch_;
+  Linear projection_;
+  at::Tensor positions_;    // [patches, D]; undefined: none
+  at::Tensor class_token_;  // [D]; undefined: none
+};
+
+class Head {
+ public:
+  Head(const Config& config, const Tensors& weights);
+
+  // Logits [B, classes] of the sum y + x.
+  at::Tensor operator()(const State& state) const;
+
+ private:
+  bool first_row_;
+  LayerNorm norm_;
+  Linear linear_;
+};
+
+}  // namespace acn

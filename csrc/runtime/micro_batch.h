@@ -1,0 +1,18 @@
+// How many samples go through a segment together.
+#pragma once
+
+#include <cstdint>
+
+#include "acn/runtime/config.h"
+
+namespace acn {
+
+// As many as keep what a layer reads and writes in a second-level cache of `cache` bytes beside
+// its weights. Where the weights alone are larger, as many as make what they write about as large
+// as the weights, which are read once for all of them.
+int64_t micro_batch_for(const Config& config, int64_t element_size, int64_t cache);
+
+// The second-level cache of this machine's cores, in bytes.
+int64_t cache_size();
+
+}  // namespace acn

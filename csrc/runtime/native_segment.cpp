@@ -1,0 +1,142 @@
+#include "native_segment.h"
+
+#include <ATen/ops/baddbmm.h>
+#include <ATen/ops/gelu.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/relu.h>
+#include <ATen/ops/scaled_dot_product_attention.h>
+
+#include <optional>
+
+namespace acn {
+namespace {
+
+using at::Tensor;
+
+class TransformerBlock final : public Block {
+ public:
+  TransformerBlock(const Tensors& weights, const std::string& at, int64_t heads)
+      : Block(norm_at(weights, at + "norm1")),
+        heads_(heads),
+        qkv_(linear_at(weights, at + "attn.qkv")),
+        proj_(linear_at(weights, at + "attn.proj")),
+        norm2_(norm_at(weights, at + "norm2")),
+        mlp_{linear_at(weights, at + "mlp.fc1"), linear_at(weights, at + "mlp.fc2")} {}
+
+  Tensor run(Tensor h, const Tensor&, bool first_row) const override {
+    Tensor out = first_row ? attend_first(h) : attend(heads(qkv_(h), 3));
+    return mlp_(norm(proj_(out), norm2_));
+  }
+
+ private:
+  // `count` tensors [B, heads, T, D / heads] that lie beside each other in x.
+  std::vector<Tensor> heads(const Tensor& x, int64_t count) const {
+    std::vector<Tensor> parts;
+    for (const Tensor& part : x.unflatten(-1, {count, heads_, -1}).unbind(2)) {
+      parts.push_back(part.transpose(1, 2));
+    }
+    return parts;
+  }
+
+  static Tensor attend(const std::vector<Tensor>& qkv) {
+    Tensor out = at::scaled_dot_product_attention(qkv[0], qkv[1], qkv[2]);
+    return out.transpose(1, 2).flatten(2).contiguous();
+  }
+
+  // The first token asks, over the keys of all.
+  Tensor attend_first(const Tensor& h) const {
+    const int64_t width = h.size(2);
+    const auto part = [&](const Tensor& x, int64_t from, int64_t to) {
+      return at::linear(x, qkv_.weight.slice(0, from, to), qkv_.bias.slice(0, from, to));
+    };
+    const std::vector<Tensor> queries = heads(part(h.slice(1, 0, 1), 0, width), 1);
+    const std::vector<Tensor> rest = heads(part(h, width, 3 * width), 2);
+    return attend({queries[0], rest[0], rest[1]});
+  }
+
+  int64_t heads_;
+  Linear qkv_;
+  Linear proj_;
+  LayerNorm norm2_;
+  Mlp mlp_;
+};
+
+class MixerBlock final : public Block {
+ public:
+  MixerBlock(const Tensors& weights, const std::string& at, bool closing)
+      : Block(norm_at(weights, at + "norm1")),
+        token_mlp_{linear_at(weights, at + "token_mlp.fc1"),
+                   linear_at(weights, at + "token_mlp.fc2")},
+        norm2_(norm_at(weights, at + "norm2")),
+        channel_mlp_{linear_at(weights, at + "channel_mlp.fc1"),
+                     linear_at(weights, at + "channel_mlp.fc2")} {
+    if (!closing) return;
+    closing_ = linear_at(weights, at + "closing");
+    norm3_ = norm_at(weights, at + "norm3");
+  }
+
+  Tensor run(Tensor h, const Tensor& u, bool) const override {
+    Tensor mixed = over_tokens(token_mlp_.fc1, h);
+    h = over_tokens(token_mlp_.fc2, at::gelu_(mixed));
+    Tensor out = channel_mlp_(norm(h, norm2_));
+    if (!closing_) return out;
+    Tensor closed = (*closing_)(out).add_(u);
+    return norm(at::relu_(closed), norm3_);
+  }
+
+ private:
+  // The map along the token axis, as a product from the left: nothing is transposed.
+  static Tensor over_tokens(const Linear& map, const Tensor& h) {
+    const int64_t samples = h.size(0);
+    const Tensor weight = map.weight.expand({samples, -1, -1});
+    return at::baddbmm(map.bias.view({1, -1, 1}), weight, h);
+  }
+
+  Mlp token_mlp_;
+  LayerNorm norm2_;
+  Mlp channel_mlp_;
+  std::optional<Linear> closing_;
+  LayerNorm norm3_;
+};
+
+}  // namespace
+
+Tensor Linear::operator()(const Tensor& x) const { return at::linear(x, weight, bias); }
+
+Tensor Mlp::operator()(const Tensor& x) const {
+  Tensor hidden = fc1(x);
+  return fc2(at::gelu_(hidden));
+}
+
+LayerNorm norm_at(const Tensors& weights, const std::string& name) {
+  return {weights.at(name + ".weight"), weights.at(name + ".bias")};
+}
+
+Linear linear_at(const Tensors& weights, const std::string& name) {
+  return {weights.at(name + ".weight"), weights.at(name + ".bias")};
+}
+
+Blocks blocks_of(const Config& config, const Tensors& weights) {
+  Blocks blocks;
+  for (int64_t i = 0; i < config.depth; ++i) {
+    const std::string at = "blocks." + std::to_string(i) + ".";
+    if (config.family == Family::vit) {
+      blocks.push_back(std::make_shared<TransformerBlock>(weights, at, config.heads));
+    } else {
+      blocks.push_back(std::make_shared<MixerBlock>(weights, at, config.closing));
+    }
+  }
+  return blocks;
+}
+
+State NativeSegment::run(State state, bool closing) const {
+  for (int64_t i = begin_; i < end_; ++i) {
+    const Block& block = *blocks_[static_cast<size_t>(i)];
+    const bool last = closing && first_row_ && i == end_ - 1;
+    Tensor h = accumulate_norm(state.x, state.y, first_row_, block.entry());
+    state.x = block.run(std::move(h), state.x, last).contiguous();
+  }
+  return state;
+}
+
+}  // namespace acn

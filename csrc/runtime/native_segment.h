@@ -1,0 +1,63 @@
+// The package's own blocks on ATen's matrix products and the row-wise kernels.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "acn/runtime/config.h"
+#include "acn/runtime/segment.h"
+#include "acn/runtime/weights.h"
+#include "row_ops.h"
+
+namespace acn {
+
+struct Linear {
+  at::Tensor weight;  // [out, in]
+  at::Tensor bias;    // [out]
+
+  at::Tensor operator()(const at::Tensor& x) const;
+};
+
+struct Mlp {
+  Linear fc1;
+  Linear fc2;
+
+  at::Tensor operator()(const at::Tensor& x) const;
+};
+
+class Block {
+ public:
+  explicit Block(LayerNorm entry) : entry_(std::move(entry)) {}
+  virtual ~Block() = default;
+
+  const LayerNorm& entry() const { return entry_; }
+
+  // The block's output; `h` is the normed input u. With `first_row`, [B, 1, D] for the first token.
+  virtual at::Tensor run(at::Tensor h, const at::Tensor& u, bool first_row) const = 0;
+
+ private:
+  LayerNorm entry_;
+};
+
+using Blocks = std::vector<std::shared_ptr<const Block>>;
+
+Blocks blocks_of(const Config& config, const Tensors& weights);
+LayerNorm norm_at(const Tensors& weights, const std::string& name);
+Linear linear_at(const Tensors& weights, const std::string& name);
+
+class NativeSegment final : public Segment {
+ public:
+  // The blocks from `begin` to before `end`, which must outlive the segment.
+  NativeSegment(const Blocks& blocks, int64_t begin, int64_t end, bool first_row)
+      : blocks_(blocks), begin_(begin), end_(end), first_row_(first_row) {}
+
+  State run(State state, bool closing) const override;
+
+ private:
+  const Blocks& blocks_;
+  int64_t begin_;
+  int64_t end_;
+  bool first_row_;  // y holds the first token alone
+};
+
+}  // namespace acn

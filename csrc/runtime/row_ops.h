@@ -1,0 +1,30 @@
+// The row-wise CPU kernels on tensors, for fp32 and bf16 rows with sums in fp32.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "acn/rows.h"
+
+namespace acn {
+
+void parallel_for(int64_t count, int64_t grain, const RangeBody& body);
+
+struct LayerNorm {
+  static constexpr float kEps = 1e-5f;
+  at::Tensor weight;
+  at::Tensor bias;
+};
+
+// norm(x) in x's dtype.
+at::Tensor norm(const at::Tensor& x, const LayerNorm& norm);
+
+// Adds x to y, or starts the sum where y is undefined, and returns norm(x) in x's dtype; x is
+// [B, T, D], y fp32 the same, or [B, 1, D] with `first_row`: of each sample's first token alone.
+at::Tensor accumulate_norm(const at::Tensor& x, at::Tensor& y, bool first_row,
+                           const LayerNorm& norm);
+
+// [B, D] in x's dtype: the mean over the tokens of norm(y + x), or the first of them.
+at::Tensor exit_pool(const at::Tensor& x, const at::Tensor& y, bool first_row,
+                     const LayerNorm& norm);
+
+}  // namespace acn

@@ -1,0 +1,171 @@
+#include "models.h"
+
+#include <ATen/ATen.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+
+#include "acn/runtime/errors.h"
+#include "acn/runtime/safetensors.h"
+
+namespace acn::test {
+namespace {
+
+using at::Tensor;
+
+class Reference {
+ public:
+  Reference(const Config& config, const Tensors& weights) : config_(config) {
+    for (const auto& [name, tensor] : weights) weights_[name] = tensor.to(at::kDouble);
+  }
+
+  Tensor logits(const Tensor& images) const {
+    Tensor x = embed(images.to(at::kDouble));
+    Tensor y = x;
+    std::vector<Tensor> all{head(y)};
+    for (int64_t i = 0; i < config_.depth; ++i) {
+      x = block("blocks." + std::to_string(i) + ".", x);
+      y = y + x;
+      all.push_back(head(y));
+    }
+    return at::stack(all);
+  }
+
+ private:
+  const Tensor& at(const std::string& name) const { return weights_.at(name); }
+
+  Tensor linear(const Tensor& x, const std::string& name) const {
+    return at::matmul(x, at(name + ".weight").t()) + at(name + ".bias");
+  }
+
+  Tensor norm(const Tensor& x, const std::string& name) const {
+    return at::layer_norm(x, {config_.width}, at(name + ".weight"), at(name + ".bias"), 1e-5);
+  }
+
+  Tensor mlp(const Tensor& x, const std::string& name) const {
+    return linear(at::gelu(linear(x, name + ".fc1")), name + ".fc2");
+  }
+
+  Tensor embed(const Tensor& images) const {
+    Tensor x = at::conv2d(images, at("stem.weight"), at("stem.bias"), config_.patch_size);
+    x = x.flatten(2).transpose(1, 2);
+    if (config_.family == Family::mixer) return x;
+    x = x + positions();
+    if (!config_.class_token) return x;
+    return at::cat({at("cls_token").expand({x.size(0), 1, -1}), x}, 1);
+  }
+
+  Tensor positions() const {
+    const int64_t side = config_.image_size / config_.patch_size, quarter = config_.width / 4;
+    Tensor table = at::empty({side * side, config_.width}, at::kDouble);
+    for (int64_t place = 0; place < side * side; ++place) {
+      for (int64_t k = 0; k < quarter; ++k) {
+        const double omega =
+            std::pow(10000.0, -static_cast<double>(k) / std::max<int64_t>(quarter - 1, 1));
+        const double x = static_cast<double>(place % side) * omega;
+        const double y = static_cast<double>(place / side) * omega;
+        const double values[] = {std::sin(x), std::cos(x), std::sin(y), std::cos(y)};
+        for (int64_t part = 0; part < 4; ++part) table[place][part * quarter + k] = values[part];
+      }
+    }
+    return table;
+  }
+
+  Tensor attention(const Tensor& x, const std::string& name) const {
+    const int64_t batch = x.size(0), tokens = x.size(1), size = config_.width / config_.heads;
+    const Tensor qkv = linear(x, name + ".qkv").view({batch, tokens, 3, config_.heads, size});
+    const auto part = [&](int64_t i) { return qkv.select(2, i).transpose(1, 2); };
+    const Tensor scores = at::matmul(part(0), part(1).transpose(2, 3)) / std::sqrt(size);
+    const Tensor mixed = at::matmul(scores.softmax(-1), part(2));
+    return linear(mixed.transpose(1, 2).reshape({batch, tokens, config_.width}), name + ".proj");
+  }
+
+  Tensor block(const std::string& name, const Tensor& x) const {
+    const Tensor h = norm(x, name + "norm1");
+    if (config_.family == Family::vit) {
+      return mlp(norm(attention(h, name + "attn"), name + "norm2"), name + "mlp");
+    }
+    const Tensor mixed = mlp(h.transpose(1, 2), name + "token_mlp").transpose(1, 2);
+    const Tensor out = mlp(norm(mixed, name + "norm2"), name + "channel_mlp");
+    if (!config_.closing) return out;
+    return norm(at::relu(linear(out, name + "closing") + x), name + "norm3");
+  }
+
+  Tensor head(const Tensor& y) const {
+    const Tensor normed = norm(y, "blocks.norm");
+    return linear(config_.class_token ? normed.select(1, 0) : normed.mean(1), "head");
+  }
+
+  Config config_;
+  Tensors weights_;
+};
+
+}  // namespace
+
+std::string config_text(const std::string& kind, int64_t depth) {
+  const std::string common = text(
+      R"("image_size": 10, "patch_size": 2, "channels": 3, "width": 24, "classes": 7, )",
+      R"("wiring": "acn", "depth": )", depth);
+  if (kind == "vit" || kind == "vit_first") {
+    const char* pool = kind == "vit" ? "mean" : "first";
+    return text("{\"family\": \"vit\", ", common, ", \"heads\": 3, \"mlp_width\": 40, \"pool\": \"",
+                pool, "\"}");
+  }
+  return text("{\"family\": \"mixer\", ", common, ", \"token_mlp\": 10, \"channel_mlp\": 40, ",
+              "\"closing\": ", kind == "mixer_closing" ? "true" : "false", "}");
+}
+
+Tensors random_weights(const Config& config, at::ScalarType type) {
+  Tensors weights;
+  for (const auto& [name, shape] : tensors_of(config)) {
+    const double fan_in = shape.size() > 1 ? static_cast<double>(elements_of(shape)) / shape[0] : 4;
+    Tensor weight = at::randn(shape) / std::sqrt(fan_in);
+    if (name.find("norm") != std::string::npos && name.find("weight") != std::string::npos) {
+      weight = weight + 1;
+    }
+    if (name == "head.weight") weight = weight * 4;
+    weights[name] = weight.to(type);
+  }
+  return weights;
+}
+
+Tensor random_images(const Config& config, int64_t batch) {
+  return at::randn({batch, config.channels, config.image_size, config.image_size});
+}
+
+Folder::Folder() {
+  std::string name = (std::filesystem::temp_directory_path() / "acn-test-XXXXXX").string();
+  if (!mkdtemp(name.data())) throw FileError("no temporary folder");
+  path_ = name;
+}
+
+Folder::~Folder() {
+  std::error_code ignored;
+  std::filesystem::remove_all(path_, ignored);
+}
+
+std::string Folder::path(const std::string& name) const {
+  return name.empty() ? path_ : path_ + "/" + name;
+}
+
+void write_text(const std::string& path, const std::string& content) {
+  std::ofstream(path, std::ios::binary) << content;
+}
+
+void write_model(const Folder& folder, const std::string& config, const Tensors& weights) {
+  write_text(folder.path("config.json"), config);
+  std::vector<TensorBytes> tensors;
+  for (const auto& [name, tensor] : weights) {
+    tensors.push_back({name, name_of(tensor.scalar_type()), tensor.sizes().vec(),
+                       tensor.const_data_ptr(), static_cast<int64_t>(tensor.nbytes())});
+  }
+  write_safetensors(folder.path("model.safetensors"), tensors);
+}
+
+Tensor logits_by_depth(const Config& config, const Tensors& weights, const Tensor& images) {
+  return Reference(config, weights).logits(images);
+}
+
+}  // namespace acn::test

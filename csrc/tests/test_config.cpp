@@ -1,0 +1,67 @@
+#include "acn/runtime/config.h"
+
+#include "acn/runtime/errors.h"
+#include "check.h"
+#include "models.h"
+
+using acn::Config;
+using acn::FormatError;
+using acn::parse_config;
+using acn::test::config_text;
+
+namespace {
+
+std::string changed(std::string source, const std::string& from, const std::string& to) {
+  return source.replace(source.find(from), from.size(), to);
+}
+
+}  // namespace
+
+TEST(both_families) {
+  const Config vit = parse_config(config_text("vit_first", 3));
+  CHECK(vit.family == acn::Family::vit && vit.heads == 3 && vit.class_token);
+  CHECK(vit.tokens() == 26 && vit.depth == 3);
+  CHECK(acn::tensors_of(vit).size() == 7 + 3 * 12);
+  const Config mixer = parse_config(config_text("mixer_closing", 2));
+  CHECK(mixer.family == acn::Family::mixer && mixer.closing && mixer.tokens() == 25);
+  CHECK(acn::tensors_of(mixer).size() == 6 + 2 * 16);
+}
+
+TEST(what_is_refused) {
+  const std::string vit = config_text("vit", 2), mixer = config_text("mixer", 2);
+  CHECK_THROWS(FormatError, "no JSON", parse_config("{"));
+  CHECK_THROWS(FormatError, "not an object", parse_config("[]"));
+  CHECK_THROWS(FormatError, "family is 'bert'", parse_config(changed(vit, "\"vit\"", "\"bert\"")));
+  CHECK_THROWS(FormatError, "wiring is 'residual'",
+               parse_config(changed(vit, "\"acn\"", "\"residual\"")));
+  CHECK_THROWS(FormatError, "no heads", parse_config(changed(vit, "\"heads\": 3,", "")));
+  CHECK_THROWS(FormatError, "unknown field extra",
+               parse_config(changed(vit, "\"heads\"", "\"extra\": 1, \"heads\"")));
+  CHECK_THROWS(FormatError, "unknown field heads",
+               parse_config(changed(mixer, "\"depth\"", "\"heads\": 3, \"depth\"")));
+  CHECK_THROWS(FormatError, "heads is 5", parse_config(changed(vit, "\"heads\": 3", "\"heads\": 5")));
+  CHECK_THROWS(FormatError, "patch_size is 3",
+               parse_config(changed(vit, "\"patch_size\": 2", "\"patch_size\": 3")));
+  CHECK_THROWS(FormatError, "depth is -1",
+               parse_config(changed(vit, "\"depth\": 2", "\"depth\": -1")));
+  CHECK_THROWS(FormatError, "depth is 1000000000",
+               parse_config(changed(vit, "\"depth\": 2", "\"depth\": 1000000000")));
+  CHECK_THROWS(FormatError, "width is 0",
+               parse_config(changed(vit, "\"width\": 24", "\"width\": 0")));
+  CHECK_THROWS(FormatError, "closing is not true or false",
+               parse_config(changed(mixer, "false", "0")));
+  CHECK_THROWS(FormatError, "width is not an integer",
+               parse_config(changed(vit, "\"width\": 24", "\"width\": 24.0")));
+}
+
+TEST(products_do_not_overflow) {
+  Config huge = parse_config(config_text("vit", 2));
+  huge.width = int64_t{1} << 24;
+  huge.mlp_width = int64_t{1} << 24;
+  huge.depth = 4096;
+  CHECK(acn::elements_of(acn::tensors_of(huge)) > 0);
+  CHECK_THROWS(FormatError, "too many", acn::elements_of({1 << 30, 1 << 30, 1 << 30}));
+  CHECK_THROWS(FormatError, "negative", acn::elements_of({2, -1}));
+}
+
+TEST_MAIN()

@@ -1,0 +1,124 @@
+#include "options.h"
+
+#include <charconv>
+#include <functional>
+#include <map>
+#include <vector>
+
+#include "acn/runtime/errors.h"
+
+namespace acn {
+
+const char* const kUsage = R"(acn_infer MODEL INPUT [options]
+
+MODEL   a folder with config.json and model.safetensors (acn-kernels export, save_pretrained)
+INPUT   images [N, channels, size, size]: .npy of float32, or .safetensors with one such tensor
+
+  --out PATH         PATH.safetensors, or a folder for logits.npy and depth.npy
+  --exits 4,8,12     depths at which samples may leave
+  --threshold X      an exit's certainty, see --criterion
+  --criterion NAME   entropy (below X nats; the default), probability or margin (above X)
+  --depth K          at most K layers
+  --batch N          samples a call (all)
+  --micro-batch N    samples that go through the layers together (as the cache holds)
+  --threads N        threads (torch's default)
+  --aot              run the segments that export --aot compiled: programs, so trust their source
+  --bench N          repeat N times and print times in milliseconds
+
+Exit status: 0 done, 1 a file or its content is wrong, 2 the command line is wrong.
+)";
+
+namespace {
+
+int64_t whole(const std::string& name, const std::string& word) {
+  int64_t value = 0;
+  const char* end = word.data() + word.size();
+  const auto [stop, error] = std::from_chars(word.data(), end, value);
+  if (error != std::errc() || stop != end || word.empty() || value < 0) {
+    throw UsageError(text(name, " is '", word, "'; it takes a whole number, at least 0"));
+  }
+  return value;
+}
+
+double number(const std::string& name, const std::string& word) {
+  size_t used = 0;
+  double value = 0;
+  try {
+    value = std::stod(word, &used);
+  } catch (const std::exception&) {
+    used = 0;
+  }
+  if (used == 0 || used != word.size()) {
+    throw UsageError(text(name, " is '", word, "'; it takes a number"));
+  }
+  return value;
+}
+
+std::vector<int64_t> list(const std::string& name, const std::string& words) {
+  std::vector<int64_t> values;
+  for (size_t at = 0; at <= words.size();) {
+    const size_t comma = std::min(words.find(',', at), words.size());
+    values.push_back(whole(name, words.substr(at, comma - at)));
+    at = comma + 1;
+  }
+  return values;
+}
+
+}  // namespace
+
+Arguments parse_arguments(int argc, const char* const* argv) {
+  Arguments arguments;
+  bool threshold = false;
+  using Take = std::function<void(const std::string& name, const std::string& value)>;
+  const auto into = [](int64_t& place) -> Take {
+    return [&place](const auto& name, const auto& value) { place = whole(name, value); };
+  };
+  const std::map<std::string, Take> options{
+      {"--out", [&](const auto&, const auto& value) { arguments.out = value; }},
+      {"--exits", [&](const auto& name, const auto& value) {
+         arguments.run.exits = list(name, value);
+       }},
+      {"--threshold", [&](const auto& name, const auto& value) {
+         arguments.run.threshold = number(name, value);
+         threshold = true;
+       }},
+      {"--criterion", [&](const auto&, const auto& value) {
+         arguments.run.criterion = criterion_of(value);
+       }},
+      {"--depth", into(arguments.run.depth)},
+      {"--batch", into(arguments.batch)},
+      {"--micro-batch", into(arguments.run.micro_batch)},
+      {"--threads", into(arguments.threads)},
+      {"--bench", into(arguments.bench)},
+  };
+  std::vector<std::string> places;
+  for (int i = 1; i < argc; ++i) {
+    const std::string word = argv[i];
+    if (word == "--help" || word == "-h") {
+      arguments.help = true;
+      return arguments;
+    }
+    if (word == "--aot") {
+      arguments.aot = true;
+      continue;
+    }
+    const auto option = options.find(word);
+    if (option != options.end()) {
+      if (i + 1 == argc) throw UsageError(text(word, " takes a value"));
+      option->second(word, argv[++i]);
+    } else if (word.size() > 1 && word[0] == '-') {
+      throw UsageError(text(word, " is unknown; acn_infer --help lists what there is"));
+    } else {
+      places.push_back(word);
+    }
+  }
+  if (places.size() != 2) throw UsageError("it takes MODEL and INPUT; see acn_infer --help");
+  if (arguments.run.exits.empty() == threshold) {
+    throw UsageError("--exits and --threshold go together");
+  }
+  arguments.model = places[0];
+  arguments.input = places[1];
+  return arguments;
+}
+
+}  // namespace acn

@@ -1,0 +1,476 @@
+"""The C++ engine: EarlyExit on it = PyTorch's path = a loop over every sub-network."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import pickle
+import subprocess
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from acn_kernels import EarlyExit, Engine, _extension, truncate
+from acn_kernels.cli import main
+from acn_kernels.inference import early_exit, export
+from acn_kernels.inference.criteria import CRITERIA
+from acn_kernels.inference.engine_model import obstacle_to_engine_of
+from acn_kernels.models import create
+
+if _extension.module() is None:
+    pytest.skip(f"the compiled extension is {_extension.state()}", allow_module_level=True)
+
+EXITS = [1, 2, 3]
+DEPTH = 4
+KINDS = {
+    "mixer": ("acn_mixer_digits", {}),
+    "closing mixer": ("acn_mixer_digits", {"closing": True}),
+    "vit": ("acn_vit_digits", {}),
+    "class token": ("acn_vit_digits", {"pool": "first"}),
+    "odd tokens": ("acn_mixer_digits", {"image_size": 6}),
+    "odd tokens of a vit": ("acn_vit_digits", {"image_size": 10}),
+}
+
+
+def network_of(kind: str):
+    """Weights large enough that the samples differ in how sure the head is of them."""
+    name, changes = KINDS[kind]
+    network = create(name, depth=DEPTH, **changes)
+    with torch.no_grad():
+        for parameter in network.blocks.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=parameter.shape[1] ** -0.5)
+    nn.init.normal_(network.head.weight, std=0.5)
+    return network.eval()
+
+
+def images_for(network, batch: int) -> torch.Tensor:
+    size = network.config.image_size
+    return torch.randn(batch, network.config.channels, size, size)
+
+
+def certainty(logits, criterion):
+    p = logits.double().softmax(-1)
+    if criterion == "entropy":
+        return -(p * p.log()).sum(-1)
+    first, second = p.sort(-1, descending=True).values[..., :2].unbind(-1)
+    return first - second if criterion == "margin" else first
+
+
+def clear_threshold(values) -> float:
+    """Amid the certainties at the exits, in the widest gap: rounding decides no exit."""
+    values = values.flatten().sort().values
+    if len(values) < 4:
+        return 0.5
+    middle = values[len(values) // 4 : -(len(values) // 4)]
+    widest = middle.diff().argmax() if len(middle) > 1 else 0
+    return middle[widest : widest + 2].mean().item()
+
+
+def plain_loop(by_depth, criterion, threshold):
+    """Sample by sample, from the logits of every depth."""
+    depths = []
+    for i in range(by_depth.shape[1]):
+        for k in (*EXITS, DEPTH):
+            value = certainty(by_depth[k, i], criterion)
+            if k == DEPTH or (value < threshold if criterion == "entropy" else value > threshold):
+                depths.append(k)
+                break
+    depths = torch.tensor(depths, dtype=torch.long)
+    return by_depth[depths, torch.arange(len(depths))], depths
+
+
+@pytest.fixture
+def engine_alone(monkeypatch):
+    """EarlyExit has no other path than the engine."""
+
+    def refuse(*_):
+        raise AssertionError("the PyTorch path was taken")
+
+    monkeypatch.setattr(EarlyExit, "_by_segments", refuse)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("kind", KINDS)
+def test_three_ways_to_leave_early(kind, criterion):
+    network = network_of(kind)
+    images = images_for(network, 33)
+    network.blocks.backend = "torch"
+    by_depth = network.logits_by_depth(images)
+    middle = clear_threshold(certainty(by_depth[EXITS], criterion))
+    for threshold in (0.0, middle, math.inf if criterion == "entropy" else 1.0):
+        expected, depths = plain_loop(by_depth, criterion, threshold)
+        for backend in ("torch", "auto"):
+            network.blocks.backend = backend
+            early = EarlyExit(network, EXITS, threshold, criterion)
+            result = early(images)
+            assert (early._live is not None) == (backend == "auto")
+            assert torch.equal(result.depth, depths)
+            torch.testing.assert_close(result.logits, expected, rtol=1e-4, atol=1e-4)
+    _, depths = plain_loop(by_depth, criterion, middle)
+    assert len(depths.unique()) > 1
+
+
+@pytest.mark.parametrize("batch", [0, 1, 3, 1000])
+def test_batches_of_any_size(engine_alone, batch):
+    network = network_of("mixer")
+    images = images_for(network, batch)
+    by_depth = network.logits_by_depth(images)
+    threshold = clear_threshold(certainty(by_depth[EXITS], "entropy"))
+    expected, depths = plain_loop(by_depth, "entropy", threshold)
+    result = EarlyExit(network, EXITS, threshold)(images)
+    assert torch.equal(result.depth, depths)
+    torch.testing.assert_close(result.logits, expected, rtol=1e-4, atol=1e-4)
+    assert not result.logits.is_inference()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("kind", ["closing mixer", "class token"])
+def test_micro_batches_and_threads(kind, threads):
+    torch.set_num_threads(threads)  # put back by the fixture one_thread
+    network = network_of(kind)
+    images = images_for(network, 50)
+    engine = Engine.from_model(network)
+    by_depth = network.logits_by_depth(images)
+    threshold = clear_threshold(certainty(by_depth[EXITS], "margin"))
+    expected, depths = plain_loop(by_depth, "margin", threshold)
+    for micro_batch in (None, 1, 7, 64):
+        result = engine(images, EXITS, threshold, "margin", micro_batch=micro_batch)
+        assert torch.equal(result.depth, depths)
+        torch.testing.assert_close(result.logits, expected, rtol=1e-4, atol=1e-4)
+        assert result.counts == {k: int((depths == k).sum()) for k in (*EXITS, DEPTH)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_depth(kind):
+    network = network_of(kind)
+    images = images_for(network, 5)
+    engine = Engine.from_model(network)
+    by_depth = network.logits_by_depth(images)
+    for k in range(DEPTH + 1):
+        torch.testing.assert_close(
+            engine(images, depth=k).logits, by_depth[k], rtol=1e-4, atol=1e-4
+        )
+        short = Engine.from_model(truncate(network, k))(images)
+        torch.testing.assert_close(short.logits, by_depth[k], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bf16(engine_alone, kind):
+    network = network_of(kind)
+    network = network.to(torch.bfloat16)
+    images = images_for(network, 6).bfloat16()
+    truth = copy.deepcopy(network).double().logits_by_depth(images.double())
+    for threshold, depth in ((0.0, DEPTH), (math.inf, 1)):
+        result = EarlyExit(network, EXITS, threshold)(images)
+        assert result.logits.dtype == torch.bfloat16 and (result.depth == depth).all()
+        error = (result.logits.double() - truth[depth]).abs().max()
+        assert error < 0.06 * truth[depth].abs().max()
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_nan_never_leaves_early(engine_alone, criterion):
+    network = network_of("closing mixer")
+    images = images_for(network, 3)
+    images[1] = torch.nan
+    threshold = 100.0 if criterion == "entropy" else 0.0
+    result = EarlyExit(network, EXITS, threshold, criterion)(images)
+    assert result.depth.tolist() == [1, DEPTH, 1]
+    assert result.logits[1].isnan().all() and not result.logits[[0, 2]].isnan().any()
+    again = Engine.from_model(network)(images, EXITS, threshold, criterion)
+    assert again.undecided == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_else_is_in_the_batch_does_not_matter(kind):
+    """But for the order in which products of other sizes add: the bound that Engine states."""
+    network = network_of(kind)
+    images = images_for(network, 12)
+    engine = Engine.from_model(network)
+    together = engine(images).logits
+    alone = torch.cat([engine(image[None]).logits for image in images])
+    assert (together - alone).abs().max() <= 1e-5 * together.abs().max()
+
+
+def test_changes_of_the_model_are_seen():
+    network = network_of("mixer")
+    images = images_for(network, 4)
+    early = EarlyExit(network, [], 0.0)
+
+    def check(on_the_engine=True):
+        with torch.no_grad():
+            torch.testing.assert_close(early(images).logits, network(images), rtol=1e-4, atol=1e-4)
+        assert (early._live is not None) == on_the_engine
+
+    check()
+    first = early._live
+    with torch.no_grad():
+        network.head.bias.add_(1)
+    check()
+    assert early._live is first  # the tensors are shared
+    network.head.weight = nn.Parameter(torch.randn_like(network.head.weight))
+    check()
+    assert early._live is not first
+    network.blocks[1].norm2 = nn.LayerNorm(64, eps=1e-3)
+    check(on_the_engine=False)
+    network.blocks[1].norm2 = nn.LayerNorm(64)
+    check()
+    network.blocks.alpha = 0.5
+    check(on_the_engine=False)
+    network.blocks.alpha = 1.0
+    calls = []
+    hook = network.blocks[2].register_forward_hook(lambda *_: calls.append(1))
+    check(on_the_engine=False)
+    assert calls
+    hook.remove()
+    check()
+    network.blocks.append(create("acn_mixer_digits", depth=1).blocks[0])
+    check(on_the_engine=False)
+
+
+def test_what_the_engine_does_not_run():
+    for changes in ({"wiring": "residual"}, {"wiring": "feedforward"}):
+        network = create("acn_mixer_digits", depth=2, **changes)
+        assert obstacle_to_engine_of(network)
+        with pytest.raises(ValueError, match="does not run this model"):
+            Engine.from_model(network)
+    network = network_of("vit")
+    network.positions.add_(1)
+    assert "positions" in obstacle_to_engine_of(network)
+    assert obstacle_to_engine_of(network_of("mixer").double())
+    network = network_of("mixer")
+    network.head.half()
+    assert obstacle_to_engine_of(network)
+    network = network_of("mixer")
+    network.blocks.norm = None
+    assert obstacle_to_engine_of(network)
+
+
+def test_paths_are_chosen_as_elsewhere(monkeypatch):
+    network = network_of("mixer")
+    images = images_for(network, 2)
+    for backend, used in (("auto", True), ("native", True), ("torch", False)):
+        network.blocks.backend = backend
+        early = EarlyExit(network, EXITS, 0.0)
+        early(images)
+        assert (early._live is not None) == used
+    network.blocks.backend = "auto"
+    with torch.autocast("cpu", torch.bfloat16):
+        early = EarlyExit(network, EXITS, 0.0)
+        early(images)
+        assert early._live is None
+    monkeypatch.setattr(_extension, "module", lambda: None)
+    early = EarlyExit(network, EXITS, 0.0)
+    early(images)
+    assert early._live is None
+    with pytest.raises(RuntimeError, match="extension"):
+        Engine.from_model(network)
+
+
+def test_copies_make_engines_of_their_own(engine_alone):
+    network = network_of("mixer")
+    images = images_for(network, 3)
+    early = EarlyExit(network, EXITS, 0.0)
+    expected = early(images)
+    for twin in (copy.deepcopy(early), pickle.loads(pickle.dumps(early))):
+        assert twin._live is None
+        assert torch.equal(twin(images).logits, expected.logits)
+
+
+def test_wrong_images_are_refused(engine_alone):
+    early = EarlyExit(network_of("mixer"), EXITS, 0.0)
+    for shape in ((2, 1, 8, 9), (2, 3, 8, 8), (1, 8, 8)):
+        with pytest.raises(ValueError, match="images has shape"):
+            early(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"exits": [0]}, "exits holds 0"),
+        ({"exits": [DEPTH]}, "exits holds 4"),
+        ({"depth": 9}, "depth is 9"),
+        ({"depth": -1}, "depth is -1"),
+        ({"micro_batch": 0}, "micro_batch is 0"),
+        ({"criterion": "luck"}, "criterion is 'luck'"),
+        ({"threshold": -1.0}, "threshold is -1.0"),
+    ],
+)
+def test_wrong_options_are_refused(changes, message):
+    network = network_of("mixer")
+    with pytest.raises(ValueError, match=message):
+        Engine.from_model(network)(images_for(network, 1), **changes)
+    with pytest.raises(ValueError, match="images is Double"):
+        Engine.from_model(network)(images_for(network, 1).double())
+
+
+def test_threads_share_an_engine():
+    network = network_of("class token")
+    engine = Engine.from_model(network)
+    batches = [images_for(network, n) for n in (1, 9, 30)]
+    expected = [engine(images, EXITS, 1.5) for images in batches]
+    wrong = []
+
+    def work(start):
+        for i in range(20):
+            which = (start + i) % 3
+            result = engine(batches[which], EXITS, 1.5)
+            if not torch.equal(result.logits, expected[which].logits):
+                wrong.append(which)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_a_thousand_calls_do_not_grow():
+    network = network_of("mixer")
+    early = EarlyExit(network, EXITS, 1.5)
+    images = images_for(network, 3)
+
+    def pages():
+        return int(Path("/proc/self/statm").read_text().split()[1])
+
+    for _ in range(200):
+        early(images)
+    before = pages()
+    for _ in range(1000):
+        early(images)
+    assert pages() - before < 500  # one page a call would be a leak
+
+
+def test_a_folder_is_the_model(tmp_path):
+    for kind in KINDS:
+        network = network_of(kind)
+        network.save_pretrained(tmp_path)
+        images = images_for(network, 4)
+        loaded = Engine.from_folder(tmp_path)
+        assert torch.equal(loaded(images).logits, Engine.from_model(network)(images).logits)
+    export(network, tmp_path, depth=2, dtype="bf16")
+    loaded = Engine.from_folder(tmp_path)
+    expected = Engine.from_model(truncate(network, 2).to(torch.bfloat16))(images.bfloat16())
+    assert loaded.dtype == torch.bfloat16
+    assert torch.equal(loaded(images.bfloat16()).logits, expected.logits)
+
+
+def test_files_that_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
+        Engine.from_folder(tmp_path)
+    network = network_of("mixer")
+    network.save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    whole = weights.read_bytes()
+    for damaged in (b"", whole[:100], whole[:-1], whole + b"x", b"\xff" * 8 + whole[8:]):
+        weights.write_bytes(damaged)
+        with pytest.raises(ValueError, match=str(weights)):
+            Engine.from_folder(tmp_path)
+    tensors = network.state_dict()
+    save_file({**tensors, "head.bias": torch.zeros(11)}, weights)
+    with pytest.raises(ValueError, match=r"'head.bias' has shape \[11\]"):
+        Engine.from_folder(tmp_path)
+    save_file({**tensors, "more": torch.zeros(1)}, weights)
+    with pytest.raises(ValueError, match="tensors, and the configuration takes"):
+        Engine.from_folder(tmp_path)
+    torch.save(tensors, weights)  # a pickle
+    with pytest.raises(ValueError, match=str(weights)):
+        Engine.from_folder(tmp_path)
+    weights.unlink()
+    with pytest.raises(FileNotFoundError, match=str(weights)):
+        Engine.from_folder(tmp_path)
+
+
+def test_export_on_the_command_line(tmp_path, capsys):
+    network = network_of("vit")
+    network.save_pretrained(tmp_path / "saved")
+    command = ["export", str(tmp_path / "saved"), str(tmp_path / "out"), "--depth", "3"]
+    assert main(command) == 0
+    assert "vit, fp32" in capsys.readouterr().out
+    images = images_for(network, 2)
+    got = Engine.from_folder(tmp_path / "out")(images).logits
+    torch.testing.assert_close(got, Engine.from_model(network)(images, depth=3).logits)
+    assert main([*command[:3], "--dtype", "fp8"]) == 2
+    assert "dtype is 'fp8'" in capsys.readouterr().err
+    assert main(["export", str(tmp_path / "none"), str(tmp_path / "out")]) == 2
+    assert main([*command[:3], "--exits", "2"]) == 2
+    assert "--exits goes with --aot" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="wired 'acn'"):
+        export(create("acn_vit_digits", wiring="residual"), tmp_path / "out")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["closing mixer", "class token"])
+def test_compiled_segments(kind, tmp_path):
+    network = network_of(kind)
+    network.save_pretrained(tmp_path / "saved")
+    out = tmp_path / "out"
+    assert main(["export", str(tmp_path / "saved"), str(out), "--aot", "--exits", "2"]) == 0
+    plain, engine = Engine.from_folder(out), Engine.from_folder(out, compiled=True)
+    assert (plain.compiled_segments, engine.compiled_segments) == (0, 2)
+    for batch in (0, 1, 3, 40):
+        images = images_for(network, batch)
+        by_depth = network.logits_by_depth(images)
+        threshold = clear_threshold(certainty(by_depth[[2]], "entropy"))
+        for exits in ([2], [1, 2], []):
+            expected = plain(images, exits, threshold)
+            result = engine(images, exits, threshold)
+            assert torch.equal(result.depth, expected.depth)
+            torch.testing.assert_close(result.logits, expected.logits, rtol=1e-4, atol=1e-4)
+    (out / "segment-0-2.pt2").write_bytes(b"no package")
+    with pytest.raises(ValueError, match=r"segment-0-2\.pt2 does not load"):
+        Engine.from_folder(out, compiled=True)
+    (out / "segment-0-2.pt2").rename(out / "segment-0-9.pt2")
+    with pytest.raises(ValueError, match="layers that a model of 4 lacks"):
+        Engine.from_folder(out, compiled=True)
+    export(network, out)
+    assert Engine.from_folder(out, compiled=True).compiled_segments == 0
+
+
+def test_exports_run_without_python(tmp_path):
+    program = os.environ.get("ACN_INFER", "build/cpp/acn_infer")
+    if not Path(program).is_file():
+        pytest.skip("acn_infer is not built (make cpp-test builds it)")
+    network = network_of("closing mixer")
+    images = images_for(network, 9)
+    export(network, tmp_path)
+    np.save(tmp_path / "in.npy", images.numpy())
+    save_file({"images": images}, tmp_path / "in.safetensors")
+    expected = Engine.from_folder(tmp_path)(images, EXITS, 1.5)
+    for source, out in (("in.npy", "out"), ("in.safetensors", "out.safetensors")):
+        options = ["--exits", "1,2,3", "--threshold", "1.5", "--out", tmp_path / out]
+        subprocess.run([program, tmp_path, tmp_path / source, *options], check=True)
+    file = load_file(tmp_path / "out.safetensors")
+    arrays = {name: np.load(tmp_path / "out" / f"{name}.npy") for name in ("logits", "depth")}
+    for name, tensor in file.items():
+        assert np.array_equal(arrays[name], tensor.numpy())
+    assert torch.equal(file["depth"], expected.depth)
+    torch.testing.assert_close(file["logits"], expected.logits, rtol=1e-5, atol=1e-5)
+
+
+def test_truncate():
+    network = network_of("mixer")
+    images = images_for(network, 2)
+    with torch.no_grad():
+        assert torch.equal(truncate(network, 2)(images), network(images, depth=2))
+    assert len(truncate(network.blocks, 3)) == 3
+    with pytest.raises(TypeError, match="model is a Linear"):
+        truncate(nn.Linear(2, 2), 1)
+    with pytest.raises(ValueError, match="k is 9"):
+        truncate(network, 9)
+
+
+def test_first_exit_is_the_depth_of_early_exit():
+    network = network_of("closing mixer")
+    images = images_for(network, 20)
+    by_depth = network.logits_by_depth(images)
+    threshold = clear_threshold(certainty(by_depth[EXITS], "entropy"))
+    expected = early_exit.first_exit(certainty(by_depth, "entropy"), EXITS, threshold)
+    assert torch.equal(EarlyExit(network, EXITS, threshold)(images).depth, expected)
