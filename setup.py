@@ -96,6 +96,9 @@ def toolkit(cuda: str) -> Path:
     if not release or release[1] != cuda:
         version = release[1] if release else "unknown"
         raise Missing(f"{home} is CUDA {version}; torch and the extension take {cuda}")
+    if not (home / "include/cuda_runtime_api.h").exists():
+        raise Missing(f"{home} has no headers of the CUDA runtime")
+    runtime_library(home, cuda.split(".")[0])
     return home
 
 

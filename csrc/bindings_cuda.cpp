@@ -45,8 +45,9 @@ Dtype dtype_of(const Tensor& x, const char* name) {
 }
 
 void check_place(const Tensor& x, const char* name, const Tensor& like) {
-  TORCH_CHECK_VALUE(x.is_cuda() && x.device() == like.device(), name, " is on ", x.device(),
-                    "; it takes ", like.device());
+  TORCH_CHECK_VALUE(x.is_cuda(), name, " is on ", x.device(), "; it takes cuda");
+  TORCH_CHECK_VALUE(x.device() == like.device(), name, " is on ", x.device(), "; it takes ",
+                    like.device());
 }
 
 void check_packed(const Tensor& x, const char* name, const Tensor& like, int64_t size,

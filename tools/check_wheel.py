@@ -50,10 +50,15 @@ for layer in layers:
     terms.append(layer(terms[-1]))
 expected = torch.autograd.grad(stack.norm(sum(terms)).square().mean(), x)[0]
 torch.testing.assert_close(x.grad, expected)
+try:
+    torch.ops.acn_cuda.compact(torch.ones(2, dtype=torch.bool), [torch.ones(2)], None)
+    said_no = ""
+except (RuntimeError, ValueError) as error:
+    said_no = str(error).splitlines()[0]
 print(json.dumps({
     "file": acn.__file__, "torch": torch.__version__, "state": _extension.state(),
     "loaded": _extension.module() is not None, "cuda kernels": _extension.has_cuda_kernels(),
-    "said": [str(w.message) for w in said if "acn_kernels" in str(w.message)],
+    "said no": said_no, "said": [str(w.message) for w in said if "acn_kernels" in str(w.message)],
 }))
 """
 
@@ -204,6 +209,11 @@ def check_run(report: Report, facts: dict, cuda: str) -> None:
     state = f"extension {facts['state']}"
     report.check(facts["loaded"] == (cuda != "none") and not facts["said"], state)
     report.check(facts["cuda kernels"] == (cuda not in ("none", "cpu")), "CUDA kernels as built")
+    # Without a GPU that is as far as a call gets: to the check of its arguments.
+    expected = "is on cpu" if facts["cuda kernels"] else "the extension has no CUDA kernels"
+    report.check(
+        expected in facts["said no"], f"a CUDA kernel asked for a CPU tensor: {facts['said no']}"
+    )
 
 
 def check_fallback(report: Report, facts: dict) -> None:

@@ -47,8 +47,8 @@ def exit_head(
 ) -> ExitDecision:
     """The shared head on the sum so far, ``head(pool(norm(y + scale * x)))``, and its decision.
 
-    On Triton one kernel, which reads x and y once and writes nothing of their size; the native
-    path has none of its own and takes PyTorch's. Has no gradient.
+    On a GPU one kernel, Triton's or the extension's, which reads x and y once and writes nothing of
+    their size; on a CPU the native path takes PyTorch's. Has no gradient.
 
     Args:
         x: [B, T, D], the latest layer's output.
@@ -105,7 +105,7 @@ def compact(
         tensors: [B, ...] each, of any dtypes, on the device of ``stays``.
         kept: samples that the results have room for. None takes B; a caller that knows the count
             saves the rest. Staying samples beyond it are dropped.
-        backend: "auto", "triton", "native" or "torch"; the native path is PyTorch's.
+        backend: "auto", "triton", "native" or "torch"; on a CPU native means PyTorch's.
 
     Returns:
         (the tensors [kept, ...], packed, count int32 on the device). What lies past the count
