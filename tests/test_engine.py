@@ -64,13 +64,16 @@ def certainty(logits, criterion):
 
 
 def clear_threshold(values) -> float:
-    """Amid the certainties at the exits, in the widest gap: rounding decides no exit."""
-    values = values.flatten().sort().values
-    if len(values) < 4:
+    """Of certainties [exits, B]: above some and below others of the first exit, so that samples
+    leave at different depths, and in the widest gap there: rounding decides no exit."""
+    first, quarter = values[0].sort().values, values.shape[1] // 4
+    if quarter == 0:
         return 0.5
-    middle = values[len(values) // 4 : -(len(values) // 4)]
-    widest = middle.diff().argmax() if len(middle) > 1 else 0
-    return middle[widest : widest + 2].mean().item()
+    low, high = first[quarter - 1], first[-quarter]
+    inside = values.flatten().sort().values
+    inside = inside[(inside >= low) & (inside <= high)]
+    widest = inside.diff().argmax()
+    return inside[widest : widest + 2].mean().item()
 
 
 def plain_loop(by_depth, criterion, threshold):
