@@ -22,7 +22,8 @@ void check_threshold(Criterion criterion, double threshold) {
         text("threshold is ", threshold, "; it takes a number of nats, at least 0"));
   }
   if (criterion != Criterion::entropy && !(threshold >= 0 && threshold <= 1)) {
-    throw std::invalid_argument(text("threshold is ", threshold, "; it takes a number from 0 to 1"));
+    throw std::invalid_argument(
+        text("threshold is ", threshold, "; it takes a number from 0 to 1"));
   }
 }
 

@@ -194,10 +194,9 @@ Result Engine::run(const Tensor& given, const RunOptions& options) const {
   result.logits = at::empty({batch, config.classes}, at::TensorOptions(parts_->dtype));
   result.depth = at::empty({batch}, at::TensorOptions(at::kLong));
 
-  const int64_t most = options.micro_batch ? options.micro_batch : parts_->micro_batch;
-  const auto group_size = [&](int64_t live) {
-    const int64_t threads = options.micro_batch ? 1 : at::get_num_threads();
-    return std::max<int64_t>(1, std::min(most, (live + threads - 1) / threads));
+  const auto samples_a_group = [&](int64_t live) {
+    if (options.micro_batch) return options.micro_batch;
+    return group_size(live, parts_->micro_batch, at::get_num_threads());
   };
 
   Run run(parts_->head, options, result.logits, result.depth);
@@ -216,7 +215,7 @@ Result Engine::run(const Tensor& given, const RunOptions& options) const {
   for (size_t s = 0; s < result.stops.size() && live > 0; ++s) {
     const int64_t stop = result.stops[s];
     const std::shared_ptr<const Segment> segment = parts_->segment(begin, stop);
-    const std::vector<Group> groups = regroup(std::move(survivors), group_size(live));
+    const std::vector<Group> groups = regroup(std::move(survivors), samples_a_group(live));
     survivors = std::vector<Survivors>(groups.size());
     for_each(groups.size(), [&](size_t i) {
       State state = groups[i].gather();

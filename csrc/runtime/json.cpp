@@ -118,7 +118,8 @@ class Parser {
     if (!whole) return Json(std::strtod(word.c_str(), nullptr));
     int64_t result = 0;
     const char* end = word.data() + word.size();
-    if (std::from_chars(word.data(), end, result).ec != std::errc()) fail("an integer is too large");
+    const std::errc error = std::from_chars(word.data(), end, result).ec;
+    if (error != std::errc()) fail("an integer is too large");
     return Json(result);
   }
 
@@ -168,7 +169,9 @@ class Parser {
   }
 
   static void append_utf8(std::string& result, uint32_t code) {
-    const auto tail = [&](int shift) { result += static_cast<char>(0x80 | (code >> shift & 0x3f)); };
+    const auto tail = [&](int shift) {
+      result += static_cast<char>(0x80 | (code >> shift & 0x3f));
+    };
     if (code < 0x80) {
       result += static_cast<char>(code);
     } else if (code < 0x800) {

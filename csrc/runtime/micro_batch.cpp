@@ -8,15 +8,16 @@ namespace acn {
 namespace {
 
 constexpr int64_t kUsualCache = 1 << 20;
+constexpr int64_t kRowsPerProduct = 1024;
 
-int64_t layer_elements(const Config& config) {
-  int64_t total = 0;
-  Config one = config;
-  for (const int64_t depth : {1, 0}) {
-    one.depth = depth;
-    total = (depth ? 1 : -1) * elements_of(tensors_of(one)) + total;
-  }
-  return total;
+int64_t quotient_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// The parameters of one layer.
+int64_t layer_elements(Config config) {
+  config.depth = 0;
+  const int64_t around = elements_of(tensors_of(config));
+  config.depth = 1;
+  return elements_of(tensors_of(config)) - around;
 }
 
 }  // namespace
@@ -28,7 +29,14 @@ int64_t micro_batch_for(const Config& config, int64_t element_size, int64_t cach
   const int64_t hidden = std::max(config.hidden(), attention);
   const int64_t row = (3 * config.width + hidden) * element_size + config.width * 4;
   const int64_t sample = std::max<int64_t>(1, config.tokens() * row);
-  return std::max<int64_t>(1, std::max(cache - weights, weights) / sample);
+  const int64_t held = std::max(cache - weights, weights) / sample;
+  return std::max(quotient_up(kRowsPerProduct, config.tokens()), held);
+}
+
+int64_t group_size(int64_t live, int64_t most, int64_t threads) {
+  if (2 * live <= threads) return std::max<int64_t>(1, live);
+  const int64_t groups = quotient_up(quotient_up(live, most), threads) * threads;
+  return std::max<int64_t>(1, quotient_up(live, groups));
 }
 
 int64_t cache_size() {

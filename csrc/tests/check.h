@@ -1,4 +1,4 @@
-// A test program in a few lines: TEST bodies run one after the other, a failed CHECK ends one.
+// A test program in a few lines: TEST bodies run one after the other, a failed EXPECT ends one.
 #pragma once
 
 #include <cstdio>
@@ -64,15 +64,15 @@ inline int run_all() {
   static const ::acn::test::Registered registered_##name{#name, name}; \
   static void name()
 
-#define CHECK(condition) \
+#define EXPECT(condition) \
   if (!(condition)) ::acn::test::fail(__FILE__, __LINE__, #condition)
 
 // `part` must occur in the message.
-#define CHECK_THROWS(E, part, ...)                                                              \
-  if (const std::string message =                                                               \
+#define EXPECT_THROWS(E, part, ...)                                                             \
+  if (const std::string thrown_ =                                                               \
           ::acn::test::thrown<E>(__FILE__, __LINE__, [&] { (void)(__VA_ARGS__); });              \
-      message.find(part) == std::string::npos)                                                  \
-  ::acn::test::fail(__FILE__, __LINE__, "the message is: " + message)
+      thrown_.find(part) == std::string::npos)                                                  \
+  ::acn::test::fail(__FILE__, __LINE__, "the message is: " + thrown_)
 
 #define TEST_MAIN() \
   int main() { return ::acn::test::run_all(); }

@@ -81,12 +81,12 @@ void check_run(const Case& it, const RunOptions& options) {
         break;
       }
     }
-    CHECK(result.depth[i].item<int64_t>() == depth);
-    CHECK(largest_difference(result.logits[i], it.truth[depth][i]) < kTolerance);
+    EXPECT(result.depth[i].item<int64_t>() == depth);
+    EXPECT(largest_difference(result.logits[i], it.truth[depth][i]) < kTolerance);
     ++counts[std::find(result.stops.begin(), result.stops.end(), depth) - result.stops.begin()];
   }
-  CHECK(counts == result.counts);
-  CHECK(result.undecided == 0);
+  EXPECT(counts == result.counts);
+  EXPECT(result.undecided == 0);
 }
 
 }  // namespace
@@ -158,8 +158,8 @@ TEST(logits_depend_on_no_other_sample) {
     const Result together = it.engine.run(it.images, options);
     for (int64_t i = 0; i < 9; ++i) {
       const Result alone = it.engine.run(it.images.narrow(0, i, 1), options);
-      CHECK(alone.depth[0].item<int64_t>() == together.depth[i].item<int64_t>());
-      CHECK(largest_difference(alone.logits[0], together.logits[i]) < 1e-5);
+      EXPECT(alone.depth[0].item<int64_t>() == together.depth[i].item<int64_t>());
+      EXPECT(largest_difference(alone.logits[0], together.logits[i]) < 1e-5);
     }
   }
 }
@@ -172,9 +172,9 @@ TEST(nan_runs_to_the_last_depth_and_is_reported) {
     options.exits = {1, 2};
     options.threshold = INFINITY;
     const Result result = it.engine.run(it.images, options);
-    CHECK(result.depth.equal(at::tensor({int64_t{1}, kDepth, int64_t{1}})));
-    CHECK(result.logits[1].isnan().all().item<bool>());
-    CHECK(!result.logits[0].isnan().any().item<bool>() && result.undecided == 1);
+    EXPECT(result.depth.equal(at::tensor({int64_t{1}, kDepth, int64_t{1}})));
+    EXPECT(result.logits[1].isnan().all().item<bool>());
+    EXPECT(!result.logits[0].isnan().any().item<bool>() && result.undecided == 1);
   }
 }
 
@@ -182,15 +182,15 @@ TEST(bf16) {
   for (const std::string& kind : kKinds) {
     const Case it(kind, 6, at::kBFloat16);
     const Result full = it.engine.run(it.images, {});
-    CHECK(full.logits.scalar_type() == at::kBFloat16);
+    EXPECT(full.logits.scalar_type() == at::kBFloat16);
     const double size = it.truth[kDepth].abs().max().item<double>();
-    CHECK(largest_difference(full.logits, it.truth[kDepth]) < 0.05 * size);
+    EXPECT(largest_difference(full.logits, it.truth[kDepth]) < 0.05 * size);
     RunOptions options;
     options.exits = {1};
     options.threshold = INFINITY;
     const Result early = it.engine.run(it.images, options);
-    CHECK(early.depth.eq(1).all().item<bool>());
-    CHECK(largest_difference(early.logits, it.truth[1]) < 0.05 * size);
+    EXPECT(early.depth.eq(1).all().item<bool>());
+    EXPECT(largest_difference(early.logits, it.truth[1]) < 0.05 * size);
   }
 }
 
@@ -198,21 +198,21 @@ TEST(images_with_gaps) {
   const Case it("mixer", 6);
   const at::Tensor gaps = it.images.repeat({2, 1, 1, 1}).slice(0, 0, 12, 2);
   const at::Tensor expected = it.engine.run(gaps.contiguous(), {}).logits;
-  CHECK(it.engine.run(gaps, {}).logits.equal(expected));
-  CHECK(!it.engine.run(gaps, {}).logits.is_inference());
+  EXPECT(it.engine.run(gaps, {}).logits.equal(expected));
+  EXPECT(!it.engine.run(gaps, {}).logits.is_inference());
 }
 
 TEST(weights_are_shared) {
   Case it("mixer", 2);
   it.weights.at("head.bias").add_(1);
   const at::Tensor shifted = it.truth[kDepth] + 1;
-  CHECK(largest_difference(it.engine.run(it.images, {}).logits, shifted) < kTolerance);
+  EXPECT(largest_difference(it.engine.run(it.images, {}).logits, shifted) < kTolerance);
 }
 
 TEST(what_is_refused) {
   const Case it("vit", 2);
   const auto refuse = [&](const char* message, RunOptions options) {
-    CHECK_THROWS(std::invalid_argument, message, it.engine.run(it.images, options));
+    EXPECT_THROWS(std::invalid_argument, message, it.engine.run(it.images, options));
   };
   RunOptions options;
   for (const int64_t exit : {0, 4, 5, -1}) {
@@ -232,25 +232,25 @@ TEST(what_is_refused) {
   options.micro_batch = -2;
   refuse("micro_batch is -2", options);
   const at::Tensor& images = it.images;
-  CHECK_THROWS(std::invalid_argument, "it takes [batch, 3, 10, 10]",
+  EXPECT_THROWS(std::invalid_argument, "it takes [batch, 3, 10, 10]",
                it.engine.run(images.flatten(1), {}));
-  CHECK_THROWS(std::invalid_argument, "it takes [batch, 3, 10, 10]",
+  EXPECT_THROWS(std::invalid_argument, "it takes [batch, 3, 10, 10]",
                it.engine.run(images.slice(3, 0, 8), {}));
-  CHECK_THROWS(std::invalid_argument, "it takes Float", it.engine.run(images.to(at::kDouble), {}));
+  EXPECT_THROWS(std::invalid_argument, "it takes Float", it.engine.run(images.to(at::kDouble), {}));
 }
 
 TEST(weights_that_are_not_of_the_model) {
   const Case it("vit", 1);
   Tensors weights = it.weights;
   weights.erase("head.bias");
-  CHECK_THROWS(FormatError, "'head.bias' is missing", Engine(it.config, weights));
+  EXPECT_THROWS(FormatError, "'head.bias' is missing", Engine(it.config, weights));
   weights["head.bias"] = at::zeros({8});
-  CHECK_THROWS(FormatError, "takes [7]", Engine(it.config, weights));
+  EXPECT_THROWS(FormatError, "takes [7]", Engine(it.config, weights));
   weights["head.bias"] = at::zeros({7}, at::kDouble);
-  CHECK_THROWS(FormatError, "all fp32 or all bf16", Engine(it.config, weights));
+  EXPECT_THROWS(FormatError, "all fp32 or all bf16", Engine(it.config, weights));
   weights["head.bias"] = at::zeros({7});
   weights["more"] = at::zeros({7});
-  CHECK_THROWS(FormatError, "tensors, and the configuration takes", Engine(it.config, weights));
+  EXPECT_THROWS(FormatError, "tensors, and the configuration takes", Engine(it.config, weights));
 }
 
 TEST(a_saved_model_is_the_live_one) {
@@ -259,8 +259,8 @@ TEST(a_saved_model_is_the_live_one) {
     const Folder folder;
     write_model(folder, config_text("vit_first", kDepth), it.weights);
     const Engine loaded = Engine::from_folder(folder.path());
-    CHECK(loaded.dtype() == type);
-    CHECK(loaded.run(it.images, {}).logits.equal(it.engine.run(it.images, {}).logits));
+    EXPECT(loaded.dtype() == type);
+    EXPECT(loaded.run(it.images, {}).logits.equal(it.engine.run(it.images, {}).logits));
   }
 }
 

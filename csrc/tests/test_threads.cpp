@@ -54,7 +54,7 @@ TEST(threads_share_an_engine) {
       });
     }
     for (std::thread& thread : threads) thread.join();
-    CHECK(wrong == 0);
+    EXPECT(wrong == 0);
   }
 }
 
@@ -70,7 +70,7 @@ TEST(a_thousand_calls_do_not_grow) {
   repeat(1000);
   // One page a call would be a leak; a sanitizer's quarantine of freed memory grows by design.
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-  CHECK(resident_pages() - before < 500);
+  EXPECT(resident_pages() - before < 500);
 #else
   (void)before;
 #endif

@@ -12,8 +12,8 @@
 
 // Only what is inlined into a function marked ACN_CLONES is compiled for its targets. The choice
 // at load time needs the ifuncs of glibc, and runs before a sanitizer is ready (ACN_NO_CLONES).
-#if !defined(ACN_NO_CLONES) && defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
-#if __GNUC__ >= 12
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+#if __GNUC__ >= 12 && !defined(ACN_NO_CLONES)
 #define ACN_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #endif
 #endif

@@ -1,0 +1,75 @@
+#include "micro_batch.h"
+
+#include <numeric>
+
+#include "acn/runtime/errors.h"
+#include "check.h"
+#include "models.h"
+#include "regroup.h"
+
+using namespace acn;
+
+TEST(sizes_of_known_models) {
+  Config mixer = parse_config(test::config_text("mixer", 2));
+  mixer.image_size = 32;
+  mixer.patch_size = 4;
+  mixer.width = 128;
+  mixer.token_mlp = 64;
+  mixer.channel_mlp = 512;
+  EXPECT(micro_batch_for(mixer, 4, 1 << 20) == 16);   // rows for a product
+  EXPECT(micro_batch_for(mixer, 4, 16 << 20) > 60);   // what the cache holds
+  EXPECT(micro_batch_for(mixer, 2, 16 << 20) > 100);  // half the bytes
+  Config vit = parse_config(test::config_text("vit", 2));
+  vit.image_size = 224;
+  vit.patch_size = 16;
+  vit.width = 768;
+  vit.heads = 12;
+  vit.mlp_width = 3072;
+  EXPECT(micro_batch_for(vit, 4, 1 << 20) == 6);
+  EXPECT(cache_size() > 0);
+}
+
+TEST(groups_share_the_threads) {
+  EXPECT(group_size(33, 16, 2) == 9);     // 4 groups, not 3
+  EXPECT(group_size(16, 16, 2) == 8);
+  EXPECT(group_size(1000, 16, 1) == 16);
+  EXPECT(group_size(1, 16, 1) == 1);
+  EXPECT(group_size(2, 16, 8) == 2);      // one group, whose products take the threads
+  EXPECT(group_size(8, 16, 8) == 1);
+  for (int64_t live = 1; live < 200; ++live) {
+    for (const int64_t threads : {1, 2, 3, 16}) {
+      const int64_t size = group_size(live, 16, threads);
+      EXPECT(size >= 1 && (size <= 16));
+    }
+  }
+}
+
+TEST(regrouping_keeps_the_order_and_packs) {
+  at::Tensor x = test::random_images(parse_config(test::config_text("vit", 1)), 9);
+  Survivors first{{x.narrow(0, 0, 5).clone(), {}}, {0, 2, 3}, {0, 2, 3}};
+  Survivors none{};
+  Survivors last{{x.narrow(0, 5, 4).clone(), {}}, {0, 1, 2, 3}, {5, 6, 7, 8}};
+  const std::vector<int64_t> expected{0, 2, 3, 5, 6, 7, 8};
+  for (int64_t size = 1; size <= 8; ++size) {
+    std::vector<int64_t> order;
+    for (const Group& group : regroup({first, none, last}, size)) {
+      EXPECT(static_cast<int64_t>(group.samples().size()) <= size);
+      const State state = group.gather();
+      EXPECT(!state.y.defined());
+      for (size_t i = 0; i < group.samples().size(); ++i) {
+        EXPECT(state.x[static_cast<int64_t>(i)].equal(x[group.samples()[i]]));
+        order.push_back(group.samples()[i]);
+      }
+    }
+    EXPECT(order == expected);
+  }
+}
+
+TEST(a_whole_group_is_not_copied) {
+  at::Tensor x = test::random_images(parse_config(test::config_text("vit", 1)), 3);
+  Survivors all{{x, {}}, {0, 1, 2}, {4, 5, 6}};
+  const std::vector<Group> groups = regroup({all}, 8);
+  EXPECT(groups.size() == 1 && groups[0].gather().x.is_same(x));
+}
+
+TEST_MAIN()
