@@ -171,7 +171,7 @@ def _cost_row(cost: CompiledCost) -> dict[str, Any]:
 
 def _table_heading(name_width: int) -> str:
     columns = "".join(f"{name:>{width}}" for name, width in _COST_COLUMNS)
-    return f"{'kernel':<{name_width}}{columns}  {'tensor core':<{_INSTRUCTION_WIDTH}}verdict"
+    return f"{'kernel':<{name_width}}{columns}  {'tensor core':<{_INSTRUCTION_WIDTH}} verdict"
 
 
 def _table_row(cost: CompiledCost, name_width: int) -> str:
@@ -182,4 +182,5 @@ def _table_row(cost: CompiledCost, name_width: int) -> str:
     instructions = ", ".join(cost.tensor_core_instructions) or "-"
     # The message of a compiler is many lines long; a table row is one.
     verdict = " ".join("; ".join(cost.violations()).split()) or "ok"
-    return f"{cost.case.name:<{name_width}}{columns}  {instructions:<{_INSTRUCTION_WIDTH}}{verdict}"
+    name = f"{cost.case.name:<{name_width}}{columns}"
+    return f"{name}  {instructions:<{_INSTRUCTION_WIDTH}} {verdict}"

@@ -48,11 +48,12 @@ def join_kernel(
     if STORE_Y:
         tl.store(y_ptr + at, y, mask=mask)
     if NORM:
-        y, mean, rstd = row_norm(
+        if not RMS:
+            # Out of the way before the rest: held until after the norm, it would spill on sm_100.
+            tl.store(mean_ptr + row, tl.sum(y, axis=1) / width, mask=valid)
+        y, _, rstd = row_norm(
             y, mask, col, width, eps, weight_ptr, bias_ptr, RMS, HAS_WEIGHT, HAS_BIAS
         )
-        if not RMS:
-            tl.store(mean_ptr + row, mean, mask=valid)
         tl.store(rstd_ptr + row, rstd, mask=valid)
     if NORM or not STORE_Y:  # the last launch of a deep sum
         tl.store(out_ptr + at, y.to(out_ptr.dtype.element_ty), mask=mask)
