@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _DISTRIBUTION = "acn-kernels"
 _COST_COLUMNS = (("target", 8), ("registers", 11), ("shared B", 10), ("spill B", 9))
-_INSTRUCTION_WIDTH = 26
+_INSTRUCTION_WIDTH = 25
 
 
 def report() -> dict[str, Any]:
