@@ -92,7 +92,8 @@ class Connection:
     def enter(self, x: Tensor, norm: nn.Module | None) -> Tensor:
         """norm(u) for the layer whose predecessor put out x."""
         self.u = x
-        return self.wiring.norm(self._detached(x), norm)
+        u = self._detached(x)
+        return u if norm is None else self.wiring.norm(u, norm)
 
     def within(self, h: Tensor, norm: nn.Module, f: Callable[[Tensor], Tensor]) -> Tensor:
         """Second half of a pre-norm block: ``m = f(norm(h + (1-alpha) u))``, ``m + (1-alpha) h``.

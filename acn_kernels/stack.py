@@ -318,22 +318,14 @@ class FusedACNStack(LayerList):
     def _step(self, kind, i, layer, x, y, wiring, scales, args, kwargs, closing=False):
         """Runs layers[i] on x; returns its output, what its connection carries on, and the wiring
         of the output, which is without rows where the layer has computed those alone."""
-
-        def run(x, y):
-            connection = kind(wiring, iter(scales), y, closing)
-            if hasattr(layer, "entry_norms"):
-                out = layer(x, *args, connection=connection, **kwargs)
-            else:
-                out = layer(connection.enter(x, None), *args, **kwargs)
-            return out, connection.carried, connection.wiring
-
-        if self.checkpoint is True and torch.is_grad_enabled():
-            out, carried, left = checkpointed(run, x, y, use_reentrant=False)
-        elif self.checkpoint == "elementwise" and torch.is_grad_enabled():
-            with recomputing():
-                out, carried, left = run(x, y)
+        call = (kind, layer, wiring, scales, args, kwargs, closing)
+        if not self.checkpoint or not torch.is_grad_enabled():
+            out, carried, left = _run(x, y, *call)
+        elif self.checkpoint is True:
+            out, carried, left = checkpointed(_run, x, y, *call, use_reentrant=False)
         else:
-            out, carried, left = run(x, y)
+            with recomputing():
+                out, carried, left = _run(x, y, *call)
         shape = x.shape
         if wiring.rows is not None and left.rows is None:
             shape = (*shape[:-2], len(wiring.rows.index), shape[-1])
@@ -401,3 +393,13 @@ class FusedACNStack(LayerList):
             return y if self.norm is None else self.norm(y)
         kind, weight, bias, _ = spec
         return torch_ops.norm(y, weight, bias, spec.eps_for(x.dtype), kind).to(dtype)
+
+
+def _run(x, y, kind, layer, wiring, scales, args, kwargs, closing):
+    """(the layer's output, what its connection carries on, the wiring of the output)."""
+    connection = kind(wiring, iter(scales), y, closing)
+    if hasattr(layer, "entry_norms"):
+        out = layer(x, *args, connection=connection, **kwargs)
+    else:
+        out = layer(connection.enter(x, None), *args, **kwargs)
+    return out, connection.carried, connection.wiring
