@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from acn_kernels.hooks import has_hooks
+
 
 class NormSpec(NamedTuple):
     """LayerNorm or RMSNorm over the last axis.
@@ -28,7 +30,7 @@ class NormSpec(NamedTuple):
         """
         if type(module) not in (nn.LayerNorm, nn.RMSNorm) or len(module.normalized_shape) != 1:
             return None
-        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+        if has_hooks(module):
             return None
         if type(module) is nn.LayerNorm:
             return cls("layer", module.weight, module.bias, module.eps)
