@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable
 
@@ -20,8 +21,9 @@ def interleaved_seconds(
 ) -> dict[str, list[float]]:
     """Seconds of each way in each of ``rounds`` rounds that run every way once.
 
-    Taking turns spreads whatever else the machine does over all of them alike; every other round
-    goes backwards, so that no way always follows the same one. On CUDA the clock waits for the
+    Taking turns spreads whatever else the machine does over all of them alike. Every round has an
+    order of its own (the same from run to run), so that no way always inherits the caches and the
+    heap of the same one. On CUDA the clock waits for the
     device before and after; with ``queued``, work is queued behind a busy device and timed by the
     device's own events, so that what single kernels take shows and not their launch. ``before``
     runs ahead of every sample and is not timed.
@@ -32,9 +34,11 @@ def interleaved_seconds(
     for _ in range(warmup):
         for way in ways.values():
             way()
-    samples: dict[str, list[float]] = {name: [] for name in names}
-    for i in range(rounds):
-        for name in names if i % 2 == 0 else reversed(names):
+    samples: dict[str, list[float]] = {name: [] for name in ways}
+    order = random.Random(0)
+    for _ in range(rounds):
+        order.shuffle(names)
+        for name in names:
             samples[name].append(timed(ways[name], device, before or _nothing))
     return samples
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import pytest
 import torch
@@ -87,9 +88,13 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
 def test_ways_take_turns():
     order = []
     ways = {name: lambda name=name: order.append(name) for name in "ab"}
-    samples = interleaved_seconds(ways, rounds=3, warmup=0)
-    assert order == list("abbaab")
-    assert all(len(times) == 3 and min(times) >= 0 for times in samples.values())
+    samples = interleaved_seconds(ways, rounds=60, warmup=0)
+    rounds = [tuple(order[i : i + 2]) for i in range(0, 120, 2)]
+    assert set(rounds) == {("a", "b"), ("b", "a")}
+    followers = Counter(zip(order, order[1:], strict=False))
+    assert min(followers["a", "b"], followers["b", "a"], followers["a", "a"]) > 5
+    assert list(samples) == ["a", "b"]
+    assert all(len(times) == 60 and min(times) >= 0 for times in samples.values())
 
 
 def test_a_slower_way_takes_longer():
