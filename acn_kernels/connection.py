@@ -141,14 +141,16 @@ class RunningSum(Connection):
 
     def enter(self, x: Tensor, norm: nn.Module | None) -> Tensor:
         self.u, scale, spec = x, next(self.scales), NormSpec.of(norm)
+        wiring = self.wiring
         if isinstance(scale, str):  # OMITTED
-            return super().enter(x, norm)
-        rows, backend = self.wiring.rows, self.wiring.backend
+            return wiring.norm(x, norm)
         if spec is None:
-            # Without a norm the layer reads x itself: only the sum is left to compute.
-            self.y = torch_ops.add_into(self.y, self.wiring.selected(x), scale)
-            return super().enter(x, norm)
-        h, self.y = functional.accumulate_norm(x, self.y, spec, scale, 1.0, rows, backend)
+            # Without a norm that is known only the sum is left to compute.
+            self.y = torch_ops.add_into(self.y, wiring.selected(x), scale)
+            return wiring.norm(x, norm)
+        h, self.y = functional.accumulate_norm(
+            x, self.y, spec, scale, 1.0, wiring.rows, wiring.backend
+        )
         return h
 
 

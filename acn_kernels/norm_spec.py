@@ -28,6 +28,8 @@ class NormSpec(NamedTuple):
         Subclasses may compute something different and hooks want the module called, so only the
         exact classes without hooks are taken apart.
         """
+        if module is None:
+            return None
         if type(module) not in (nn.LayerNorm, nn.RMSNorm) or len(module.normalized_shape) != 1:
             return None
         if has_hooks(module):

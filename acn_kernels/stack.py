@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 
@@ -216,7 +217,7 @@ class FusedACNStack(LayerList):
 
     def _finish(self, x, y, start, stop, wiring, args, kwargs) -> Tensor:
         x, y, wiring = self._advance(x, y, start, stop, wiring, args, kwargs, closing=True)
-        spec, last = NormSpec.of(self.norm), self._scales_by_layer(stop)[-1][0]
+        spec, last = NormSpec.of(self.norm), self._last_scale(stop)
         if spec is None or not wiring.is_acn or torch.is_grad_enabled():
             return self._output(x, y, stop, wiring)
         # Nothing else reads y any more: its last term and the final norm are one pass.
@@ -231,7 +232,7 @@ class FusedACNStack(LayerList):
     def _output(self, x, y, depth, wiring) -> Tensor:
         if y is not None and not wiring.is_acn:
             y = wiring.selected(y)
-        scale = self._scales_by_layer(depth)[-1][0]
+        scale = self._last_scale(depth)
         return self._head_norm(add_term(y, wiring.selected(x), scale), x)
 
     def _connection_kind(self, wiring: Wiring) -> type[Connection]:
@@ -240,21 +241,21 @@ class FusedACNStack(LayerList):
 
     def _advance(self, x, y, start, stop, wiring, args, kwargs, closing=False):
         """(x_stop, y, wiring of x_stop): ``closing`` may leave x_stop with the read rows alone."""
-        kind = self._connection_kind(wiring)
+        kind, step = self._connection_kind(wiring), self._step()
         scales = self._scales_by_layer(stop)
         for i, layer in enumerate(self._numbered()[start:stop], start):
             last = closing and i == stop - 1
-            x, y, wiring = self._step(kind, i, layer, x, y, wiring, scales[i], args, kwargs, last)
+            x, y, wiring = step(x, y, kind, i, layer, wiring, scales[i], args, kwargs, last)
         return x, y, wiring
 
     def _joined(self, x, wiring, scales, args, kwargs) -> Tensor:
         """alpha = 1 with gradients: every layer forks, and one join sums all terms at the end."""
-        terms = []
+        terms, step = [], self._step()
         layers = self._numbered()[: len(scales) - 1]
         for i, layer in enumerate(layers):
             last = i == len(layers) - 1
-            x, forked, wiring = self._step(
-                LongConnection, i, layer, x, None, wiring, scales[i], args, kwargs, last
+            x, forked, wiring = step(
+                x, None, LongConnection, i, layer, wiring, scales[i], args, kwargs, last
             )
             terms += forked
         terms.append(functional.tap(x, scales[-1][0], wiring.rows))
@@ -315,25 +316,16 @@ class FusedACNStack(LayerList):
         wanted = [k + len(self) + 1 if isinstance(k, int) and k < 0 else k for k in indices]
         return [check_depth(k, len(self), self.include_input, "indices") for k in wanted]
 
-    def _step(self, kind, i, layer, x, y, wiring, scales, args, kwargs, closing=False):
-        """Runs layers[i] on x; returns its output, what its connection carries on, and the wiring
-        of the output, which is without rows where the layer has computed those alone."""
-        call = (kind, layer, wiring, scales, args, kwargs, closing)
+    def _step(self):
+        """The function that takes one step: :func:`_run`, to be recomputed where asked for."""
         if not self.checkpoint or not torch.is_grad_enabled():
-            out, carried, left = _run(x, y, *call)
-        elif self.checkpoint is True:
-            out, carried, left = checkpointed(_run, x, y, *call, use_reentrant=False)
-        else:
-            with recomputing():
-                out, carried, left = _run(x, y, *call)
-        shape = x.shape
-        if wiring.rows is not None and left.rows is None:
-            shape = (*shape[:-2], len(wiring.rows.index), shape[-1])
-        check_layer_output(i, layer, x, out, shape)
-        return out, carried, left
+            return _run
+        if self.checkpoint is True:
+            return functools.partial(checkpointed, _run, use_reentrant=False)
+        return _run_recomputing
 
     def _wiring(self, x: Tensor) -> Wiring:
-        check_stack_input(x, self._rows, next(self.parameters(), None))
+        check_stack_input(x, self._rows, _a_parameter(self))
         if self._mix is None and self._alpha == 0 and not self.include_input:
             raise ValueError("include_input is False and alpha is 0; the first layer would read 0")
         return Wiring(
@@ -353,7 +345,9 @@ class FusedACNStack(LayerList):
     def _scales_by_layer(self, depth: int) -> list[list[Scale]]:
         """For each of the first ``depth`` layers the scales of the terms that enter there, and in
         the last place that of x_depth."""
-        counts = [self._terms_of(layer) for layer in self._numbered()[:depth]]
+        counts = [1] * depth
+        if self._granularity == "sublayer":
+            counts = [self._terms_of(layer) for layer in self._numbered()[:depth]]
         if self.scales is None:
             flat: list[Scale] = [None] * (sum(counts) + 1)
             if not self.include_input:
@@ -367,6 +361,12 @@ class FusedACNStack(LayerList):
             groups.append(flat[at : at + count])
             at += count
         return groups
+
+    def _last_scale(self, depth: int) -> Scale:
+        """The scale of x_depth."""
+        if self.scales is None:
+            return None if depth or self.include_input else OMITTED
+        return self._scales_by_layer(depth)[-1][0]
 
     def _scales_of(self, kept: range) -> Tensor | None:
         """The scales of the input and of the kept layers; a prefix shares memory with ours."""
@@ -395,11 +395,30 @@ class FusedACNStack(LayerList):
         return torch_ops.norm(y, weight, bias, spec.eps_for(x.dtype), kind).to(dtype)
 
 
-def _run(x, y, kind, layer, wiring, scales, args, kwargs, closing):
-    """(the layer's output, what its connection carries on, the wiring of the output)."""
+def _run(x, y, kind, i, layer, wiring, scales, args, kwargs, closing):
+    """Runs layers[i] on x; returns its output, what its connection carries on, and the wiring of
+    the output, which is without rows where the layer has computed those alone."""
     connection = kind(wiring, iter(scales), y, closing)
     if hasattr(layer, "entry_norms"):
         out = layer(x, *args, connection=connection, **kwargs)
     else:
         out = layer(connection.enter(x, None), *args, **kwargs)
-    return out, connection.carried, connection.wiring
+    left, shape = connection.wiring, x.shape
+    if wiring.rows is not None and left.rows is None:
+        shape = (*shape[:-2], len(wiring.rows.index), shape[-1])
+    check_layer_output(i, layer, x, out, shape)
+    return out, connection.carried, left
+
+
+def _run_recomputing(*call):
+    with recomputing():
+        return _run(*call)
+
+
+def _a_parameter(module: nn.Module) -> Tensor | None:
+    """As ``next(module.parameters(), None)``, which costs as much as a small layer."""
+    for parameter in module._parameters.values():
+        if parameter is not None:
+            return parameter
+    found = (_a_parameter(child) for child in module._modules.values() if child is not None)
+    return next((parameter for parameter in found if parameter is not None), None)

@@ -32,14 +32,14 @@ def whole_stack_of(
 
     ``plain_call``: the layers are called with x alone.
     """
-    layers = [stack[i] for i in range(min(depth, 1))]
+    layers = list(stack)[:depth]
     if not layers:
         return "there is no layer"
     family = next((f for f in _FAMILIES if f.takes(layers[0])), None)
     if family is None:
         return f"{type(layers[0]).__name__} is of no kind that a whole-stack kernel runs"
     obstacle = _obstacle_in_stack(stack, x, plain_call)
-    return obstacle or family.of(list(stack)[:depth], x)
+    return obstacle or family.of(layers, x)
 
 
 def _obstacle_in_stack(stack: FusedACNStack, x: Tensor, plain_call: bool) -> str | None:
