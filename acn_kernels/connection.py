@@ -65,7 +65,7 @@ class Connection:
         self.scales = scales
         self.y = y
         self.u: Tensor | None = None
-        self._closing = closing  # no layer follows: nobody reads the rows that y does not keep
+        self.closing = closing  # no layer follows: nobody reads the rows that y does not keep
 
     @property
     def carried(self) -> list[Term] | Tensor | None:
@@ -83,10 +83,10 @@ class Connection:
         The last layer executed may compute these alone. By asking, it promises to: from here on
         what it hands on, and puts out, is [..., R, D].
         """
-        if not self._closing or not self.wiring.is_acn:
+        if not self.closing or not self.wiring.is_acn:
             return None
         rows = self.wiring.rows
-        self.wiring, self._closing = self.wiring._replace(rows=None), False
+        self.wiring, self.closing = self.wiring._replace(rows=None), False
         return rows
 
     def enter(self, x: Tensor, norm: nn.Module | None) -> Tensor:

@@ -13,7 +13,6 @@ from torch.utils.checkpoint import checkpoint as checkpointed
 from acn_kernels import functional, torch_ops
 from acn_kernels.connection import (
     OMITTED,
-    Connection,
     LongConnection,
     MixedStream,
     RunningSum,
@@ -235,17 +234,23 @@ class FusedACNStack(LayerList):
         scale = self._last_scale(depth)
         return self._head_norm(add_term(y, wiring.selected(x), scale), x)
 
-    def _connection_kind(self, wiring: Wiring) -> type[Connection]:
-        in_place = wiring.is_acn and not torch.is_grad_enabled()
-        return RunningSum if in_place else MixedStream
-
     def _advance(self, x, y, start, stop, wiring, args, kwargs, closing=False):
         """(x_stop, y, wiring of x_stop): ``closing`` may leave x_stop with the read rows alone."""
-        kind, step = self._connection_kind(wiring), self._step()
-        scales = self._scales_by_layer(stop)
-        for i, layer in enumerate(self._numbered()[start:stop], start):
+        scales = self._scales_by_layer(stop)[start:]
+        layers = self._numbered()[start:stop]
+        if wiring.is_acn and not torch.is_grad_enabled():
+            # Nothing is kept for a backward pass: one connection goes along all layers.
+            connection = RunningSum(wiring, itertools.chain(*scales), y)
+            for i, layer in enumerate(layers, start):
+                connection.closing = closing and i == stop - 1
+                x = _through(i, layer, x, connection, args, kwargs)
+            return x, connection.y, connection.wiring
+        step = self._step()
+        for i, layer in enumerate(layers, start):
             last = closing and i == stop - 1
-            x, y, wiring = step(x, y, kind, i, layer, wiring, scales[i], args, kwargs, last)
+            x, y, wiring = step(
+                x, y, MixedStream, i, layer, wiring, scales[i - start], args, kwargs, last
+            )
         return x, y, wiring
 
     def _joined(self, x, wiring, scales, args, kwargs) -> Tensor:
@@ -396,18 +401,24 @@ class FusedACNStack(LayerList):
 
 
 def _run(x, y, kind, i, layer, wiring, scales, args, kwargs, closing):
-    """Runs layers[i] on x; returns its output, what its connection carries on, and the wiring of
-    the output, which is without rows where the layer has computed those alone."""
+    """(x_{i+1}, what its connection carries on, the wiring of x_{i+1})."""
     connection = kind(wiring, iter(scales), y, closing)
+    out = _through(i, layer, x, connection, args, kwargs)
+    return out, connection.carried, connection.wiring
+
+
+def _through(i, layer, x, connection, args, kwargs):
+    """The output of layers[i]; of the read rows alone where the layer computes no others."""
+    rows = connection.wiring.rows
     if hasattr(layer, "entry_norms"):
         out = layer(x, *args, connection=connection, **kwargs)
     else:
         out = layer(connection.enter(x, None), *args, **kwargs)
-    left, shape = connection.wiring, x.shape
-    if wiring.rows is not None and left.rows is None:
-        shape = (*shape[:-2], len(wiring.rows.index), shape[-1])
+    shape = x.shape
+    if rows is not None and connection.wiring.rows is None:
+        shape = (*shape[:-2], len(rows.index), shape[-1])
     check_layer_output(i, layer, x, out, shape)
-    return out, connection.carried, left
+    return out
 
 
 def _run_recomputing(*call):
