@@ -1,6 +1,7 @@
 """Fused kernels for Auto-Compressing Networks (arXiv 2506.09714)."""
 
 from acn_kernels import functional, models, reference
+from acn_kernels.convert import anneal, convert
 from acn_kernels.explain import explain
 from acn_kernels.inference import EarlyExit, Engine, probe, truncate
 from acn_kernels.norm_spec import NormSpec
@@ -13,6 +14,8 @@ __all__ = [
     "Engine",
     "FusedACNStack",
     "NormSpec",
+    "anneal",
+    "convert",
     "explain",
     "functional",
     "models",

@@ -104,8 +104,8 @@ class Connection:
         alpha = self.wiring.alpha
         if self.wiring.is_acn:
             return f(self.wiring.norm(h, norm))
-        m = f(self.wiring.norm(_plus_share(h, self._detached(self.u), alpha), norm))
-        return _plus_share(m, h, alpha)
+        m = f(self.wiring.norm(plus_share(h, self._detached(self.u), alpha), norm))
+        return plus_share(m, h, alpha)
 
     def _detached(self, u: Tensor) -> Tensor:
         return u.detach() if self.wiring.detach else u
@@ -169,6 +169,12 @@ class MixedStream(Connection):
         return (self.y + alpha * (x.to(self.y.dtype) - self.y)).to(x.dtype)
 
 
+def as_data(alpha: float) -> Tensor | None:
+    """alpha as a 0-dim tensor where it lies between the ends, so that annealing recompiles
+    nothing; None at the ends, which are code of their own."""
+    return torch.tensor(alpha, dtype=torch.float64) if 0 < alpha < 1 else None
+
+
 def add_term(y: Tensor | None, x: Tensor, scale: Scale) -> Tensor:
     """``y + scale * x`` in the sum's dtype; y None is zero."""
     if isinstance(scale, str):  # OMITTED
@@ -178,7 +184,7 @@ def add_term(y: Tensor | None, x: Tensor, scale: Scale) -> Tensor:
     return term if y is None else y + term
 
 
-def _plus_share(x: Tensor, shortcut: Tensor, alpha: float | Tensor) -> Tensor:
+def plus_share(x: Tensor, shortcut: Tensor, alpha: float | Tensor) -> Tensor:
     """x + (1-alpha) * shortcut in x's dtype; alpha is 0.0 or a tensor between the ends."""
     if isinstance(alpha, float):
         return x + shortcut

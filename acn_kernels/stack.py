@@ -19,6 +19,7 @@ from acn_kernels.connection import (
     Scale,
     Wiring,
     add_term,
+    as_data,
 )
 from acn_kernels.dispatch import check_backend
 from acn_kernels.layer_list import LayerList
@@ -115,9 +116,7 @@ class FusedACNStack(LayerList):
     @alpha.setter
     def alpha(self, alpha: float) -> None:
         self._alpha = check_alpha(alpha)
-        # Between the ends alpha is data, so that annealing it recompiles nothing.
-        between = 0 < self._alpha < 1
-        self._mix = torch.tensor(self._alpha, dtype=torch.float64) if between else None
+        self._mix = as_data(self._alpha)
 
     @property
     def rows(self) -> str | slice | Tensor | None:

@@ -1,0 +1,53 @@
+"""A converted model cut to its first blocks: the ordinary model of that depth."""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar
+
+from torch import nn
+
+from acn_kernels.convert.block import ConvertedBlock
+from acn_kernels.convert.conversion import chains
+from acn_kernels.validation import check_depth
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def truncate_converted(model: M, k: int) -> M:
+    """The model with the first k blocks of its one list, weights shared.
+
+    The depth that a Hugging Face configuration names becomes k: the result is saved, loaded and
+    converted again like any other model.
+
+    Raises:
+        TypeError, ValueError: k is not an integer from 1 to the depth, or the model has several
+            lists of blocks.
+    """
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if any(isinstance(child, ConvertedBlock) for child in module._modules.values())
+    ]
+    if len(found) != 1 or len(chains(model)) != 1:
+        raise ValueError(f"model has {len(found)} lists of converted blocks; it takes one with one")
+    ((name, blocks),) = found
+    if check_depth(k, len(blocks), True, "k") == 0:
+        raise ValueError(f"k is 0; it takes an integer from 1 to {len(blocks)}")
+    return _with(model, name.split(".") if name else [], blocks[:k], k)
+
+
+def _with(module: nn.Module, path: list[str], new: nn.Module, k: int) -> nn.Module:
+    """A copy of ``module`` with another module at ``path``; all else is shared."""
+    if not path:
+        return new
+    short = copy.copy(module)
+    short._modules = dict(module._modules)
+    short._modules[path[0]] = _with(module._modules[path[0]], path[1:], new, k)
+    config = getattr(short, "config", None)
+    if hasattr(config, "num_hidden_layers"):
+        short.config = copy.copy(config)
+        short.config.num_hidden_layers = k
+    if isinstance(short, nn.TransformerEncoder):
+        short.num_layers = k
+    return short

@@ -1,0 +1,19 @@
+"""timm where torchvision's compiled operators belong to another torch: their schemas suffice."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+_SCHEMAS = tuple(
+    f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor" for name in ("nms", "qnms")
+)
+_library = torch.library.Library("torchvision", "FRAGMENT")
+
+
+def import_timm():
+    """The package timm; skips the test where it is not installed."""
+    for schema in _SCHEMAS:
+        if not hasattr(torch.ops.torchvision, schema.partition("(")[0]):
+            _library.define(schema)
+    return pytest.importorskip("timm")
