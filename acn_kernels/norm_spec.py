@@ -26,18 +26,26 @@ class NormSpec(NamedTuple):
         """The spec of a torch LayerNorm or RMSNorm over the last axis; None for anything else.
 
         Subclasses may compute something different and hooks want the module called, so only the
-        exact classes without hooks are taken apart.
+        exact classes, and timm's LayerNorm, are taken apart, without hooks.
         """
         if module is None:
             return None
-        if type(module) not in (nn.LayerNorm, nn.RMSNorm) or len(module.normalized_shape) != 1:
+        layer = type(module) is nn.LayerNorm or _is_timms(module)
+        if not layer and type(module) is not nn.RMSNorm:
             return None
-        if has_hooks(module):
+        if len(module.normalized_shape) != 1 or has_hooks(module):
             return None
-        if type(module) is nn.LayerNorm:
+        if layer:
             return cls("layer", module.weight, module.bias, module.eps)
         # torch lets RMSNorm's eps default to that of the input's dtype, known at the call only.
         return cls("rms", module.weight, None, module.eps if module.eps is not None else -1.0)
 
     def eps_for(self, dtype: torch.dtype) -> float:
         return self.eps if self.eps >= 0 else torch.finfo(dtype).eps
+
+
+def _is_timms(module: nn.Module | None) -> bool:
+    """timm's subclass of nn.LayerNorm, which computes the same unless told to be fast."""
+    cls = type(module)
+    named = cls.__module__ == "timm.layers.norm" and cls.__qualname__ == "LayerNorm"
+    return named and not module._fast_norm
