@@ -24,22 +24,21 @@ _KNOWN: dict[str, frozenset[str]] = {
 }  # fmt: skip
 
 
-def is_residual(layer: nn.Module) -> bool:
-    """Whether ``layer`` is of a class known to add its own input."""
-    return any(
-        cls.__name__ in _KNOWN.get(cls.__module__.partition(".")[0], ())
-        for cls in type(layer).__mro__
-    )
+def residual_class(layer: nn.Module) -> type | None:
+    """The class of ``layer``, or one it inherits from, that is known to add its own input."""
+    for cls in type(layer).__mro__:
+        if cls.__name__ in _KNOWN.get(cls.__module__.partition(".")[0], ()):
+            return cls
+    return None
 
 
 def refuse_residual(i: int, layer: nn.Module) -> None:
     """Raises ValueError where ``layers[i]`` is known to add its own input, unless it was converted:
     what lists ``entry_norms`` leaves that to the stack."""
-    if not is_residual(layer) or hasattr(layer, "entry_norms"):
-        return
-    cls = type(layer)
-    raise ValueError(
-        f"layers[{i}] is a {cls.__module__}.{cls.__name__}, which adds its own input to its "
-        "output; an ACN layer returns f(u) alone: convert the model with acn_kernels.convert, use "
-        "acn_kernels.blocks, or a block without the short connection"
-    )
+    cls = residual_class(layer)
+    if cls is not None and not hasattr(layer, "entry_norms"):
+        raise ValueError(
+            f"layers[{i}] is a {cls.__module__}.{cls.__name__}, which adds its own input to its "
+            "output; an ACN layer returns f(u) alone: convert the model with acn_kernels.convert, "
+            "use acn_kernels.blocks, or a block without the short connection"
+        )

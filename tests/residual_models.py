@@ -193,7 +193,8 @@ def _sequence() -> dict:
 
 
 def _padded_sequence() -> dict:
-    return {**_sequence(), "src_key_padding_mask": torch.arange(T).expand(B, T) >= torch.tensor([[T], [3]])}  # fmt: skip  # noqa: E501
+    lengths = torch.tensor([[T], [3]])
+    return {**_sequence(), "src_key_padding_mask": torch.arange(T).expand(B, T) >= lengths}
 
 
 def _causal_sequence() -> dict:

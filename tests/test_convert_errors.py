@@ -91,13 +91,13 @@ def test_a_subclass_keeps_the_adapter_as_long_as_it_keeps_the_forward(registered
             return x + 2 * super().forward(x, shift)
 
     acn.convert(nn.ModuleList([Renamed()]))
-    with pytest.raises(ValueError, match="holds no residual block that acn.convert knows"):
+    with pytest.raises(ValueError, match=r"holds no residual block that acn.convert knows"):
         acn.convert(nn.ModuleList([Other()]))
 
 
 def test_known_residual_blocks_without_an_adapter():
     layer = nn.TransformerDecoderLayer(D, 2)
-    with pytest.raises(ValueError, match="holds no residual block.*TransformerDecoderLayer"):
+    with pytest.raises(ValueError, match=r"holds no residual block.*TransformerDecoderLayer"):
         acn.convert(nn.TransformerDecoder(layer, 2))
     both = nn.Transformer(D, 2, 2, 2, 16)
     with pytest.raises(ValueError, match=r"decoder.layers.0 is a .*TransformerDecoderLayer.*adds"):
@@ -107,7 +107,7 @@ def test_known_residual_blocks_without_an_adapter():
 
 def test_a_stack_points_to_convert():
     layer = nn.TransformerEncoderLayer(D, 2)
-    with pytest.raises(ValueError, match="acn_kernels.convert"):
+    with pytest.raises(ValueError, match=r"acn_kernels.convert"):
         acn.FusedACNStack([layer])
 
 
@@ -125,7 +125,7 @@ def test_a_refusal_changes_nothing(registered):
     model = MyModel()
     layer = nn.TransformerEncoderLayer(D, 2, 16, 0.0)
     model.layers = nn.ModuleList([layer])
-    with pytest.raises(ValueError, match="the adapter of blocks.0 does not fit.*nosuch"):
+    with pytest.raises(ValueError, match=r"the adapter of blocks.0 does not fit.*nosuch"):
         acn.convert(model, 1.0, inplace=True)
     assert type(model.layers[0]) is nn.TransformerEncoderLayer
     assert type(model.blocks[0]) is MyBlock
@@ -139,7 +139,7 @@ def test_the_same_block_twice():
 
 def test_a_block_outside_of_a_list():
     layer = nn.TransformerEncoderLayer(D, 2)
-    with pytest.raises(ValueError, match="holds no residual block|outside of any"):
+    with pytest.raises(ValueError, match=r"holds no residual block|outside of any"):
         acn.convert(layer)
     model = nn.ModuleDict({"first": layer, "rest": nn.ModuleList([copy.deepcopy(layer)])})
     with pytest.raises(ValueError, match=r"first is a TransformerEncoderLayer outside of any"):

@@ -1,4 +1,4 @@
-"""What users do with a model keeps working once it is converted: their loops, caches, checkpoints."""
+"""What users do with a model works once it is converted: their loops, caches, checkpoints."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_hooks_for_hidden_states_from_before_the_conversion():
 
 def test_attentions():
     import_transformers()
-    case, model, inputs = build("hf-bert")
+    _, model, inputs = build("hf-bert")
     model.set_attn_implementation("eager")
     twin = acn.convert(model, 0.37)
     found = twin(**inputs, output_attentions=True).attentions
@@ -96,7 +96,7 @@ def test_gradient_checkpointing(name, alpha):
     if name.startswith("timm"):
         twin.set_grad_checkpointing()
     else:
-        twin.gradient_checkpointing_enable()
+        twin.activation_checkpointing_enable()
     calls = []
     first = next(m for m in twin.modules() if hasattr(m, "_acn_chain"))
     norm = next(m for m in first.modules() if "Norm" in type(m).__name__)
@@ -115,7 +115,7 @@ def test_reentrant_checkpointing_is_refused():
     """It would train the blocks on a part of their gradient."""
     _, model, inputs = build("hf-bert")
     twin = acn.convert(model, 1.0).train()
-    twin.gradient_checkpointing_enable({"use_reentrant": True})
+    twin.activation_checkpointing_enable({"use_reentrant": True})
     with pytest.raises(RuntimeError, match="use_reentrant=False"):
         twin(**inputs).last_hidden_state.sum().backward()
 
@@ -142,8 +142,7 @@ def test_the_other_loops_of_timm(alpha):
 
 
 def test_timms_blocks_are_fused():
-    _, model, inputs = build("timm-vit", torch.float32)
-    twin = acn.convert(model, 1.0)
+    twin = acn.convert(build("timm-vit", torch.float32)[1], 1.0)
     parts = acn.explain(twin.blocks, torch.randn(2, 5, 16))
     assert "fork" in str(parts) and "join" in str(parts)
     assert not [part for part in parts if part.path == "module"]
@@ -251,7 +250,13 @@ def test_padded_inference_of_torchs_encoder(name):
         assert torch.equal(twin(**inputs), model(**inputs))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+COMPILED = ["timm-vit", "torch-post-norm", "hf-gpt2"]  # a few seconds each
+
+
+@pytest.mark.parametrize(
+    "name", [*COMPILED, *(pytest.param(name, marks=pytest.mark.slow)
+                          for name in FAMILIES if name not in COMPILED)],
+)  # fmt: skip
 def test_compiled_without_a_break_and_annealed_without_recompiling(name):
     case, model, inputs = build(name, torch.float32)
     twin = acn.convert(model, 0.2).eval()

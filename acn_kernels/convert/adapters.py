@@ -61,8 +61,9 @@ class PreNorm(_Adapter):
     def layer(
         self, block: nn.Module, x: Tensor, connection: Connection, args: Sequence, kwargs: dict
     ) -> Tensor:
-        """x_i of x_{i-1}: with two sublayers ``h = f1(norm1(u))``, ``m = f2(norm2(h + (1-alpha) u))``
-        and ``x_i = m + (1-alpha) h``; under granularity "sublayer" each is a layer of its own."""
+        """x_i of x_{i-1}: with two sublayers ``h = f1(norm1(u))``,
+        ``m = f2(norm2(h + (1-alpha) u))`` and ``x_i = m + (1-alpha) h``; under granularity
+        "sublayer" each is a layer of its own."""
         norms = self.norms_of(block)
         h = connection.enter(x, norms[0])
         h = self.branches[0](block, h, *args, **kwargs)

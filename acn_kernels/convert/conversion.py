@@ -15,7 +15,7 @@ from acn_kernels.convert.encoder import ConvertedEncoder
 from acn_kernels.convert.registry import adapter_of, known
 from acn_kernels.convert.stack import ConvertedStack
 from acn_kernels.hooks import has_hooks
-from acn_kernels.known_residual import is_residual
+from acn_kernels.known_residual import residual_class
 from acn_kernels.validation import check_alpha, check_flag, check_granularity
 
 M = TypeVar("M", bound=nn.Module)
@@ -101,7 +101,7 @@ def _lists(model: nn.Module) -> list[_List]:
                 "nn.Sequential; acn.convert takes a model with its blocks in such a list"
             )
         converted = isinstance(module, ConvertedBlock) or _is_known(module)
-        if not converted and is_residual(module):
+        if not converted and residual_class(module) is not None:
             raise ValueError(
                 f"{name} is a {_full_name(type(module))}, which adds its own input to its output "
                 f"and has no adapter. {_how_to_register(type(module))} or convert the part of the "
@@ -173,8 +173,8 @@ def _how_to_register(cls: type | None) -> str:
     return (
         f'Add one by acn.convert.register({name}, acn.convert.PreNorm(norms=("norm1", "norm2"), '
         "branches=(lambda block, h: block.attn(h), lambda block, h: block.mlp(h)))) with its own "
-        "names, PostNorm for blocks that norm after the addition; see docs/convert.md;"
-    ).rstrip(";")
+        "names, PostNorm for blocks that norm after the addition; see docs/convert.md"
+    )
 
 
 def _full_name(cls: type) -> str:
