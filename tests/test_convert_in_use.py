@@ -17,6 +17,7 @@ from residual_models import (
 )
 from tolerances import assert_close
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import acn_kernels as acn
 
@@ -109,6 +110,24 @@ def test_gradient_checkpointing(name, alpha):
     scale = max(float(gradient.abs().max()) for gradient in expected.values())
     for key, gradient in got.items():
         assert_close(gradient, expected[key], among=scale, name=key)
+
+
+@pytest.mark.parametrize("name", ["hf-bert", "hf-gpt2"])
+def test_offloaded_checkpointing(name):
+    """Then the tensor that flows comes back as another one when a block is run again."""
+    case, model, inputs = build(name)
+    twin = acn.convert(model, 0.37).train()
+    expected = gradients(twin, case.output(twin(**inputs)))
+
+    def offloaded(function, *args):
+        with torch.autograd.graph.saved_tensors_hooks(torch.clone, torch.clone):
+            return checkpoint(function, *args, use_reentrant=False)
+
+    twin._set_gradient_checkpointing(True, offloaded)
+    got = gradients(twin, case.output(twin(**inputs)))
+    scale = max(float(gradient.abs().max()) for gradient in expected.values())
+    for key, gradient in expected.items():
+        assert_close(got[key], gradient, among=scale, name=key)
 
 
 def test_reentrant_checkpointing_is_refused():
@@ -272,4 +291,21 @@ def test_compiled_without_a_break_and_annealed_without_recompiling(name):
         acn.convert(twin, alpha, inplace=True)
         truth = loop(case, model, inputs, alpha, "block")
         assert_close(case.output(compiled(**inputs)), truth, roundings=20)
+    torch._dynamo.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["torch-pre-norm", "torch-post-norm"])
+def test_blocks_compiled_one_by_one(name):
+    case, model, inputs = build(name)
+    twin = acn.convert(model, 0.37)
+    truth = case.output(twin(**inputs))
+    expected = gradients(twin, truth)
+    torch._dynamo.reset()
+    for block in twin.layers:
+        block.compile(fullgraph=True, backend="aot_eager")
+    output = case.output(twin(**inputs))
+    assert_close(output, truth)
+    for key, gradient in gradients(twin, output).items():
+        assert_close(gradient, expected[key], among=1.0, name=key)
     torch._dynamo.reset()

@@ -10,9 +10,11 @@ import time
 import pytest
 import torch
 import torch.distributed as dist
-from residual_models import CASES, build, import_transformers, post_norm_network, pre_norm_network
+from residual_models import build, import_transformers, post_norm_network, pre_norm_network
 from tolerances import assert_close
 from torch import multiprocessing, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 import acn_kernels as acn
@@ -97,10 +99,10 @@ def test_saved_and_loaded_by_transformers(name, tmp_path):
         assert torch.equal(case.output(again(**inputs)), case.output(twin(**inputs)))
 
 
-DDP = ["timm-vit", "hf-bert", "hf-gpt2", "torch-post-norm"]
+PARALLEL = ["timm-vit", "hf-bert", "hf-gpt2", "torch-post-norm"]
 
 
-def _ddp_case(name):
+def _parallel_case(name):
     torch.manual_seed(11)
     case, model, inputs = build(name)
     return case, acn.convert(model, 0.37), inputs
@@ -110,7 +112,24 @@ def _gradients(case, network, inputs):
     for _ in range(2):  # the second runs on the buckets that DDP rebuilt after the first
         network.zero_grad()
         case.output(network(**inputs)).square().mean().backward()
-    return {n.removeprefix("module."): p.grad for n, p in network.named_parameters()}
+    named = {n.removeprefix("module."): p.grad for n, p in network.named_parameters()}
+    full = {n: g.full_tensor() if isinstance(g, DTensor) else g for n, g in named.items()}
+    return {name: gradient for name, gradient in full.items() if gradient is not None}
+
+
+def _replicated(twin):
+    return DistributedDataParallel(twin, find_unused_parameters=True)
+
+
+def _sharded(twin):
+    """FSDP2, every block a unit."""
+    for module in list(twin.modules()):
+        if hasattr(module, "_acn_chain"):
+            fully_shard(module)
+    return fully_shard(twin)
+
+
+WRAPPERS = {"ddp": _replicated, "fsdp2": _sharded}
 
 
 def _worker(rank, folder):
@@ -121,11 +140,11 @@ def _worker(rank, folder):
         timeout=datetime.timedelta(seconds=60),
     )  # fmt: skip
     found = {}
-    for name in DDP:
-        case, twin, inputs = _ddp_case(name)
-        mine = {key: value[rank : rank + 1] for key, value in inputs.items()}
-        network = DistributedDataParallel(twin, find_unused_parameters=True)
-        found[name] = _gradients(case, network, mine)
+    for kind, wrap in WRAPPERS.items():
+        for name in PARALLEL:
+            case, twin, inputs = _parallel_case(name)
+            mine = {key: value[rank : rank + 1] for key, value in inputs.items()}
+            found[kind, name] = _gradients(case, wrap(twin), mine)
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -139,13 +158,11 @@ def test_two_processes_are_one(tmp_path):
             for process in processes.processes:
                 process.kill()
             pytest.fail("the processes are not done after 240 s")
-    for name in DDP:
-        case, twin, inputs = _ddp_case(name)
-        truth = _gradients(case, twin, inputs)
-        scale = max(float(g.abs().max()) for g in truth.values() if g is not None)
+    for name in PARALLEL:
+        truth = _gradients(*_parallel_case(name))
+        scale = max(float(gradient.abs().max()) for gradient in truth.values())
         for rank in range(2):
-            found = torch.load(tmp_path / f"{rank}.pt")[name]
-            for key, gradient in truth.items():
-                if gradient is not None:
+            for kind in WRAPPERS:
+                found = torch.load(tmp_path / f"{rank}.pt")[kind, name]
+                for key, gradient in truth.items():
                     assert_close(found[key], gradient, among=scale, roundings=4, name=key)
-    assert set(DDP) <= set(CASES)

@@ -10,15 +10,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from acn_kernels.connection import Connection, plus_share
-from acn_kernels.convert.chain import (
-    Chain,
-    Flow,
-    State,
-    flowing,
-    post_norm_output,
-    state_of,
-    wide_sum,
-)
+from acn_kernels.convert.chain import Flow, State, flowing, post_norm_output, wide_sum
 
 Branch = Callable[..., Tensor]
 
@@ -75,14 +67,13 @@ class PreNorm(_Adapter):
         return h
 
     def step(
-        self, block: nn.Module, y: Tensor, chain: Chain, first: bool, args: Sequence, kwargs: dict
+        self, block: nn.Module, y: Tensor, state: State, args: Sequence, kwargs: dict
     ) -> Tensor:
-        """y_i of y_{i-1}, with the state of the equation riding along."""
-        state = state_of(y, chain, first)
+        """y_i of y_{i-1} and the state that came with it; the next state rides on the result."""
         connection = Flow(state, wide_sum(None, y) if state.y is None else state.y)
         x = self.layer(block, state.x, connection, args, kwargs)
         total = wide_sum(connection.y, x)
-        return flowing(total, y, State(chain, x, None if total.dtype == y.dtype else total))
+        return flowing(total, y, State(state.chain, x, None if total.dtype == y.dtype else total))
 
 
 class PostNorm(_Adapter):
@@ -94,15 +85,14 @@ class PostNorm(_Adapter):
             raise ValueError(f"norms is {self.norms!r}; every sublayer of PostNorm takes a norm")
 
     def step(
-        self, block: nn.Module, z: Tensor, chain: Chain, first: bool, args: Sequence, kwargs: dict
+        self, block: nn.Module, z: Tensor, state: State, args: Sequence, kwargs: dict
     ) -> Tensor:
-        """``z_i = x_i + alpha (x_0 + .. + x_{i-1})`` of z_{i-1}, the state riding along."""
-        state = state_of(z, chain, first)
-        alpha, h = chain.wiring.alpha, state.x
+        """``z_i = x_i + alpha (x_0 + .. + x_{i-1})``, from the state that came with z_{i-1}."""
+        chain, h = state.chain, state.x
         y = wide_sum(state.y, h)
         for k, (norm, branch) in enumerate(zip(self.norms_of(block), self.branches, strict=True)):
             out = branch(block, h, *args, **kwargs) if k == 0 else branch(block, h)
-            h = norm(out if chain.mix is None else plus_share(out, h, alpha))
+            h = norm(out if chain.mix is None else plus_share(out, h, chain.mix))
             if chain.granularity == "sublayer" and k < len(self.branches) - 1:
                 y = wide_sum(y, h)
         return flowing(post_norm_output(h, y, chain), z, State(chain, h, y))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from acn_kernels.connection import Connection
 from acn_kernels.convert.adapters import Adapter, PostNorm, PreNorm
-from acn_kernels.convert.chain import Chain
+from acn_kernels.convert.chain import Chain, State, state_of
 from acn_kernels.convert.registry import adapter_of
 
 
@@ -47,14 +47,28 @@ class ConvertedBlock(Converted):
             raise AttributeError(f"a post-norm {type(self).__name__} has no entry norms")
         return tuple(self.acn_adapter.norms_of(self))
 
-    def forward(self, *args, connection: Connection | None = None, **kwargs) -> Tensor:
-        chain = self._acn_chain
-        if connection is None and chain.is_residual:
+    def __call__(self, *args, **kwargs) -> Tensor:
+        # Hooks, sharding and recomputation may hand forward another tensor in the place of the one
+        # that flows; what rides on it goes ahead as an argument.
+        if "connection" not in kwargs and not self._acn_chain.is_residual:
+            flowing = args[0] if args else kwargs[self._acn_input]
+            kwargs["acn_state"] = state_of(flowing, self._acn_chain, self._acn_first)
+        return super().__call__(*args, **kwargs)
+
+    def forward(
+        self,
+        *args,
+        connection: Connection | None = None,
+        acn_state: State | None = None,
+        **kwargs,
+    ) -> Tensor:
+        if connection is None and self._acn_chain.is_residual:
             return super().forward(*args, **kwargs)
         x, args = (args[0], args[1:]) if args else (kwargs.pop(self._acn_input), args)
         if connection is not None:
             return self.acn_adapter.layer(self, x, connection, args, kwargs)
-        return self.acn_adapter.step(self, x, chain, self._acn_first, args, kwargs)
+        state = acn_state or state_of(x, self._acn_chain, self._acn_first)
+        return self.acn_adapter.step(self, x, state, args, kwargs)
 
     def extra_repr(self) -> str:
         chain = self._acn_chain

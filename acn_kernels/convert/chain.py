@@ -81,8 +81,8 @@ def state_of(flowing: Tensor, chain: Chain, first: bool) -> State:
     if state is None or state.chain is not chain:
         raise RuntimeError(
             "a converted block got a tensor that is not the output of the block before it: a hook, "
-            "a move to another device or code between the blocks made a new one. With alpha above "
-            "0 a block also needs the last layer's output, which rides on that tensor"
+            "a move to another device, offloading or code between the blocks made a new one. With "
+            "alpha above 0 a block also needs the last layer's output, which rides on that tensor"
         )
     if flowing.requires_grad and not state.x.requires_grad:
         raise RuntimeError(
