@@ -96,6 +96,36 @@ def _timm_vit_blocks(model, x_0, x):
     ]
 
 
+def _eva_start(model, x):
+    return model._pos_embed(model.patch_embed(x))[0]
+
+
+def _eva_blocks(model, x_0, x):
+    rope = model.rope.get_embed(shape=(2, 2)).to(x_0.dtype)
+    return [
+        [(b.norm1, lambda h, b=b: b.attn(h, rope=rope)), (b.norm2, b.mlp)] for b in model.blocks
+    ]
+
+
+def _eva_finish(model, y):
+    return model.head(model.fc_norm(model.norm(y)[:, 1:].mean(1)))
+
+
+def _beit_start(model, x):
+    x = model.patch_embed(x)
+    return torch.cat([model.cls_token.expand(len(x), -1, -1), x], 1)
+
+
+def _beit_blocks(model, x_0, x):
+    return [
+        [
+            (b.norm1, lambda h, b=b: b.gamma_1 * b.attn(h)),
+            (b.norm2, lambda h, b=b: b.gamma_2 * b.mlp(h)),
+        ]
+        for b in model.blocks
+    ]
+
+
 def _res_post_blocks(model, x_0, x):
     same = nn.Identity()
     return [
@@ -168,6 +198,20 @@ TIMM = {
     ),
     "timm-vit-res-post": Case(
         _res_post_vit, _images, _timm_vit_start, _res_post_blocks, _timm_finish
+    ),
+    "timm-eva": Case(
+        lambda: _timm("eva02_tiny_patch14_224", patch_size=16, embed_dim=D, num_heads=2,
+                      mlp_ratio=2),
+        _images, _eva_start, _eva_blocks, _eva_finish,
+    ),
+    "timm-beit": Case(
+        lambda: _timm("beit_base_patch16_224", embed_dim=D, num_heads=2),
+        _images, _beit_start, _beit_blocks, _eva_finish,
+    ),
+    "timm-relpos": Case(
+        lambda: _timm("vit_relpos_small_patch16_224", embed_dim=D, num_heads=2, init_values=0.7),
+        _images, lambda model, x: model.patch_embed(x), _timm_vit_blocks,
+        lambda model, y: model.head(model.fc_norm(model.norm(y).mean(1))),
     ),
     "timm-mixer": Case(
         _mixer, _images, _stem, _mixer_blocks, _timm_finish,
@@ -407,6 +451,9 @@ def build(name: str, dtype: torch.dtype = torch.float64) -> tuple[Case, nn.Modul
     """The case, its model with random weights that all matter, and random inputs."""
     case = CASES[name]
     model = case.build().to(dtype)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # some have no option for it
     for parameter in model.parameters():
         nn.init.normal_(parameter, 0.0 if parameter.dim() > 1 else 0.5, 0.4)
     inputs = {

@@ -37,18 +37,28 @@ register(nn.TransformerEncoderLayer, _torch_adapter)
 # timm
 
 
-def _timm_attention(block, h, attn_mask=None, is_causal=False) -> Tensor:
-    h = block.attn(h, attn_mask=attn_mask, is_causal=is_causal)
-    return block.drop_path1(block.ls1(h))
+def _timm_attention(block, h, *args, **kwargs) -> Tensor:
+    return block.drop_path1(block.ls1(block.attn(h, *args, **kwargs)))
 
 
 def _timm_mlp(block, h) -> Tensor:
     return block.drop_path2(block.ls2(block.mlp(h)))
 
 
-def _timm_norm_after_attention(block, h, attn_mask=None, is_causal=False) -> Tensor:
-    h = block.attn(h, attn_mask=attn_mask, is_causal=is_causal)
-    return block.drop_path1(block.norm1(h))
+def _scaled(h, gamma) -> Tensor:
+    return h if gamma is None else gamma * h
+
+
+def _gamma_attention(block, h, *args, **kwargs) -> Tensor:
+    return block.drop_path1(_scaled(block.attn(h, *args, **kwargs), block.gamma_1))
+
+
+def _gamma_mlp(block, h) -> Tensor:
+    return block.drop_path2(_scaled(block.mlp(h), block.gamma_2))
+
+
+def _timm_norm_after_attention(block, h, *args, **kwargs) -> Tensor:
+    return block.drop_path1(block.norm1(block.attn(h, *args, **kwargs)))
 
 
 def _timm_norm_after_mlp(block, h) -> Tensor:
@@ -75,6 +85,9 @@ def _resmlp_channels(block, h) -> Tensor:
 _NORMS = ("norm1", "norm2")
 for _name, _adapter in {
     "vision_transformer.Block": PreNorm(_NORMS, (_timm_attention, _timm_mlp)),
+    "vision_transformer_relpos.RelPosBlock": PreNorm(_NORMS, (_timm_attention, _timm_mlp)),
+    "beit.Block": PreNorm(_NORMS, (_gamma_attention, _gamma_mlp)),
+    "eva.EvaBlock": PreNorm(_NORMS, (_gamma_attention, _gamma_mlp)),
     # The norm comes last in each sublayer: the short connection still goes around all of it.
     "vision_transformer.ResPostBlock": PreNorm(
         (None, None), (_timm_norm_after_attention, _timm_norm_after_mlp)

@@ -49,9 +49,9 @@ def adapter_of(cls: type[nn.Module]) -> Adapter | Callable[[nn.Module], Adapter]
 
 def known() -> str:
     """The registered types, one package a line."""
-    packages: dict[str, list[str]] = {}
+    packages: dict[str, set[str]] = {}
     for name in _adapters:
-        packages.setdefault(name.partition(".")[0], []).append(name.rpartition(".")[2])
+        packages.setdefault(name.partition(".")[0], set()).add(name.rpartition(".")[2])
     return "\n".join(f"  {package}: {', '.join(sorted(packages[package]))}" for package in packages)
 
 
