@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from residual_models import CASES, HF, TIMM, TORCH, build, import_transformers, loop
+from residual_case import loop
+from residual_hf import import_transformers
+from residual_models import CASES, build
 from tolerances import assert_close
 from torch import nn
 
@@ -202,4 +204,3 @@ def test_every_registered_name_exists():
         module, _, cls = name.rpartition(".")
         if module.partition(".")[0] in ("timm", "transformers", "torch"):
             assert hasattr(importlib.import_module(module), cls), name
-    assert len(HF) and len(TIMM) and len(TORCH)

@@ -6,7 +6,9 @@ import copy
 
 import pytest
 import torch
-from residual_models import D, build, import_transformers
+from residual_case import D
+from residual_hf import import_transformers
+from residual_models import build
 from tolerances import assert_close
 from torch import nn
 

@@ -8,15 +8,9 @@ import weakref
 
 import pytest
 import torch
-from residual_models import (
-    B,
-    T,
-    build,
-    import_transformers,
-    loop,
-    post_norm_network,
-    pre_norm_network,
-)
+from residual_case import B, T, loop, post_norm_network, pre_norm_network
+from residual_hf import import_transformers
+from residual_models import build
 from tolerances import assert_close
 from torch import nn
 from torch.utils.checkpoint import checkpoint

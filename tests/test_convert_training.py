@@ -10,7 +10,9 @@ import time
 import pytest
 import torch
 import torch.distributed as dist
-from residual_models import build, import_transformers, post_norm_network, pre_norm_network
+from residual_case import loop, post_norm_network, pre_norm_network
+from residual_hf import import_transformers
+from residual_models import build
 from tolerances import assert_close
 from torch import multiprocessing, nn
 from torch.distributed.fsdp import fully_shard
@@ -41,8 +43,6 @@ def test_a_schedule_over_nothing_is_its_end():
 @pytest.mark.parametrize("name", ["timm-vit", "hf-bert", "torch-pre-norm"])
 def test_training_while_annealing(name):
     """Steps on a converted model are steps on the plain loop, alpha moving in both."""
-    from residual_models import loop
-
     case, model, inputs = build(name)
     for parameter in model.parameters():
         nn.init.normal_(parameter, 0.0 if parameter.dim() > 1 else 0.5, 0.1)

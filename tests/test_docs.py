@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from residual_models import import_transformers
+from residual_hf import import_transformers
 from timm_models import import_timm
 
 from acn_kernels.convert import registry
