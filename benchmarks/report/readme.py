@@ -58,10 +58,11 @@ def figures(results: Sequence[Result]) -> str:
 
 def _measured(result: Result, way: str, question: Comparison) -> str:
     """The way with the figure that the question is about."""
+    way = result.named(way)
     if way not in result.measured:
         return way
     if question.of == "kept":
         return f"{way}, {(result.fact(way, 'kept_bytes') or 0) / 2**20:.0f} MiB kept"
-    factor = question.factor if way == question.against else 1.0
+    factor = question.factor if way == result.named(question.against) else 1.0
     times = "" if factor == 1 else f"{factor:.3f} of "
     return f"{times}{way}, {seconds_text(result.seconds(way)).partition(' (')[0]}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.throughput.case import COPY_CEILING, Comparison
+from benchmarks.throughput.case import COPY_CEILING, FASTEST_PEER, Comparison
 
 
 class Spread(NamedTuple):
@@ -95,7 +95,18 @@ class Result:
         ceiling = self.raw.get("ceilings", {}).get("copy_bytes_per_s")
         if way == COPY_CEILING and ceiling and self.raw["bytes_moved"]:
             return self.rounds * [self.raw["bytes_moved"] / ceiling]
-        return self.raw["seconds"].get(way)
+        return self.raw["seconds"].get(self.named(way))
+
+    def named(self, way: str) -> str:
+        """The name of the way that FASTEST_PEER stands for; any other stands for itself."""
+        peers = [
+            peer
+            for peer in self.measured
+            if not self.is_ours(peer) and peer in self.raw.get("same_work", self.measured)
+        ]
+        if way != FASTEST_PEER or not peers:
+            return way
+        return min(peers, key=lambda peer: self.seconds(peer).median)
 
     def rate(self, way: str) -> tuple[float, str, float | None] | None:
         """(per second, "B" or "FLOP", share of the ceiling of the same run); None where the way

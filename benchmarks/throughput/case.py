@@ -12,6 +12,8 @@ from torch import Tensor
 Way = Callable[[], Tensor]
 # What a comparison may name in the place of a way: the time that copying as many bytes takes.
 COPY_CEILING = "copy ceiling"
+# Likewise: whichever way of other people's, doing the same work, has the least median.
+FASTEST_PEER = "the fastest peer"
 _PEER = "the peer"
 
 

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 import acn_kernels as acn
 from acn_kernels.models import ImageClassifier
-from benchmarks.throughput.case import Case, Setting, Ways
+from benchmarks.throughput.case import FASTEST_PEER, Case, Setting, Ways
 from benchmarks.throughput.inference import inference
-from benchmarks.throughput.peers import compiled
+from benchmarks.throughput.networks import PlainLoop
+from benchmarks.throughput.peers import ahead_of_time, compiled, onnx_runtime
 
 MASKED, FULL, EXITING = "naive masked loop", "full depth", "EarlyExit"
 _NEAR = 32  # candidate thresholds on either side that are looked at
@@ -88,38 +89,22 @@ def early_exit(
 
     @torch.no_grad()
     def build(setting: Setting) -> Ways:
-        model, images = _random(preset, setting, setting.size(batch, 8))
-        layers = len(model.blocks)
-        wanted = setting.size(mean_depth, layers // 2)
-        exits = range(every if layers > every else 1, layers, every if layers > every else 1)
-        certainty = entropy(model.logits_by_depth(images))
-        threshold = threshold_for(certainty, exits, wanted)
-        early = acn.EarlyExit(model, exits, threshold)
-        masked = MaskedLoop(model, exits, threshold)
-        reached = early(images).depth
-        expected = first_exit(certainty, exits, threshold).to(reached.device)
-        ways = Ways(
-            f"{preset} with random weights, {layers} layers on {list(images.shape)}, "
-            f"exits {list(exits)}, forward"
-        )
-        ways.facts = {
-            "mean_depth": reached.double().mean().item(),
-            "threshold": threshold,
-            "samples_by_depth": reached.bincount(minlength=layers + 1).tolist(),
-            "samples_at_another_depth_than_the_plain_rule": (reached != expected).sum().item(),
-        }
+        model, images, exits, early, facts = _exiting(preset, setting, batch, mean_depth, every)
+        layers, cut_to = len(model.blocks), setting.size(mean_depth, len(model.blocks) // 2)
+        masked = MaskedLoop(model, exits, early.threshold)
+        ways = Ways(_words(preset, layers, images, exits), facts=facts)
         ways.add(MASKED, inference(masked, images))
         ways.add(f"{MASKED}, compiled", inference(compiled(masked, setting), images))
         ways.add_ours(FULL, inference(model, images), like=None)
         ways.add(f"{FULL}, compiled", inference(compiled(model, setting), images), like=FULL)
-        cut = f"truncated to {wanted}"
-        ways.add_ours(cut, inference(model.truncate(wanted), images), like=None, same_work=False)
+        cut = f"truncated to {cut_to}"
+        ways.add_ours(cut, inference(model.truncate(cut_to), images), like=None, same_work=False)
         ways.add_ours(EXITING, lambda: early(images).logits, same_work=False)
         aims = targets if setting.on_gpu else {}
         ways.compare(f"{EXITING} against {MASKED}", EXITING, MASKED)
         ways.compare(f"{EXITING} against {FULL}", EXITING, FULL, aims.get("full_depth"))
-        ways.compare(f"{EXITING} against the stack cut to {wanted}", EXITING, cut)
-        share = ways.facts["mean_depth"] / layers
+        ways.compare(f"{EXITING} against the stack cut to {cut_to}", EXITING, cut)
+        share = facts["mean_depth"] / layers
         ways.compare(
             f"{EXITING} against the ideal, {share:.3f} of {FULL}", EXITING, FULL,
             aims.get("ideal"), factor=share,
@@ -127,6 +112,81 @@ def early_exit(
         return ways
 
     return build
+
+
+def against_fastest_full_depth(
+    preset: str, batch: int, mean_depth: int
+) -> Callable[[Setting], Ways]:
+    """Early exit, and the engine at full depth, against the fastest form in which a user would
+    deploy all layers."""
+
+    @torch.no_grad()
+    def build(setting: Setting) -> Ways:
+        model, images, exits, early, facts = _exiting(preset, setting, batch, mean_depth)
+        plain = PlainLoop(model.blocks, model.blocks.norm)
+        network = nn.Sequential(_Stem(model), plain, _Head(model)).eval()
+        whole = acn.EarlyExit(model, [], 0.0)
+        ways = Ways(_words(preset, len(model.blocks), images, exits), facts=facts)
+        ways.add(FULL, inference(network, images))
+        ways.add(f"{FULL}, compiled", inference(compiled(network, setting), images))
+        ways.add(f"{FULL}, AOTInductor", ahead_of_time(network, images, setting))
+        ways.add(f"{FULL}, ONNX Runtime", onnx_runtime(network, images, setting))
+        engine = f"{EXITING} without exits"
+        ways.add_ours(engine, lambda: whole(images).logits)
+        ways.add_ours(EXITING, lambda: early(images).logits, like=None, same_work=False)
+        on_cpu = not setting.on_gpu
+        ways.compare("the engine at full depth", engine, FASTEST_PEER, 1.0 if on_cpu else None)
+        share = facts["mean_depth"] / len(model.blocks)
+        ways.compare(
+            f"{EXITING} against the ideal, {share:.3f} of the fastest", EXITING, FASTEST_PEER,
+            1 / 0.95 if on_cpu else None, factor=share,
+        )  # fmt: skip
+        return ways
+
+    return build
+
+
+class _Stem(nn.Module):
+    def __init__(self, model: ImageClassifier) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model.embed(images)
+
+
+class _Head(_Stem):
+    def forward(self, y: Tensor) -> Tensor:
+        return self.model.forward_head(y)
+
+
+def _exiting(
+    preset: str, setting: Setting, batch: int, mean_depth: int, every: int = 1
+) -> tuple[ImageClassifier, Tensor, range, acn.EarlyExit, dict[str, object]]:
+    """A model, images, exits after every ``every`` layers, early exit at ``mean_depth`` of them
+    on average, and what a reader must know of it."""
+    model, images = _random(preset, setting, setting.size(batch, min(batch, 8)))
+    layers = len(model.blocks)
+    exits = range(every if layers > every else 1, layers, every if layers > every else 1)
+    certainty = entropy(model.logits_by_depth(images))
+    threshold = threshold_for(certainty, exits, setting.size(mean_depth, layers // 2))
+    early = acn.EarlyExit(model, exits, threshold)
+    reached = early(images).depth
+    expected = first_exit(certainty, exits, threshold).to(reached.device)
+    facts = {
+        "mean_depth": reached.double().mean().item(),
+        "threshold": threshold,
+        "samples_by_depth": reached.bincount(minlength=layers + 1).tolist(),
+        "samples_at_another_depth_than_the_plain_rule": (reached != expected).sum().item(),
+    }
+    return model, images, exits, early, facts
+
+
+def _words(preset: str, layers: int, images: Tensor, exits: range) -> str:
+    return (
+        f"{preset} with random weights, {layers} layers on {list(images.shape)}, "
+        f"exits {list(exits)}, forward"
+    )
 
 
 def _random(preset: str, setting: Setting, batch: int) -> tuple[ImageClassifier, Tensor]:
@@ -154,5 +214,14 @@ EXIT_CASES = (
     _cifar(4),
     _cifar(8),
     _cifar(12),
+    # The sizes of a request, a few of them, and of work that waits for nobody.
+    *(
+        Case(
+            f"exit_mixer_cifar_b{batch}",
+            against_fastest_full_depth("acn_mixer_patch4_cifar", batch, 6),
+            rounds=31,
+        )
+        for batch in (1, 16, 256, 1024)
+    ),
     Case("exit_vit_small_mean6", early_exit("acn_vit_small_patch16_224", 256, 6, 2), rounds=21),
 )

@@ -138,7 +138,10 @@ def onnx_runtime(network: nn.Module, x: Tensor, setting: Setting) -> Way:
         with tempfile.TemporaryDirectory() as folder:
             file = str(Path(folder) / "network.onnx")
             torch.onnx.export(network, (x,), file, dynamo=True, verbose=False)
-            session = runtime.InferenceSession(file, providers=[provider])
+            options = runtime.SessionOptions()
+            # Else its threads spin on after a call, on cores that the next way is timed on.
+            options.add_session_config_entry("session.force_spinning_stop", "1")
+            session = runtime.InferenceSession(file, options, providers=[provider])
         return _bound(session, x, torch.empty_like(network(x)))
 
     return lazily(make)
