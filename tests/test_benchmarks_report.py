@@ -11,7 +11,7 @@ from small_case import small_run
 
 from benchmarks.report import pictures, readme, tables
 from benchmarks.report.results import Result, Spread, load
-from benchmarks.throughput.case import COPY_CEILING
+from benchmarks.throughput.case import COPY_CEILING, FASTEST_PEER
 
 ROOT = Path(__file__).parents[1]
 SECONDS = {
@@ -55,6 +55,9 @@ def test_medians_and_ratios_by_hand():
     assert result.rate("ours") == pytest.approx((1e9, "B", 0.5))
     assert result.rate("slow") is None
     assert result.ratio("elsewhere", "peer") is None
+    assert result.ratio("ours", FASTEST_PEER) == result.ratio("ours", "peer")
+    swift = Result(raw_result(same_work=["peer", "slow"], seconds={**SECONDS, "slow": [1e-3] * 5}))
+    assert swift.named(FASTEST_PEER) == "slow" and swift.ratio("ours", FASTEST_PEER).median == 6
     flops = Result(raw_result(bytes_moved=None, flops=3e9))
     assert flops.rate("ours") == pytest.approx((5e11, "FLOP", 0.5))
 
