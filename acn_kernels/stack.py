@@ -227,11 +227,11 @@ class FusedACNStack(LayerList):
         depth = check_depth(depth, len(self), self.include_input)
         return self._output(x, y, depth, self._wiring(x))
 
-    def _output(self, x, y, depth, wiring) -> Tensor:
+    def _output(self, x, y, depth, wiring, norm=True) -> Tensor:
         if y is not None and not wiring.is_acn:
             y = wiring.selected(y)
         scale = self._last_scale(depth)
-        return self._head_norm(add_term(y, wiring.selected(x), scale), x)
+        return self._head_norm(add_term(y, wiring.selected(x), scale), x, norm)
 
     def _advance(self, x, y, start, stop, wiring, args, kwargs, closing=False):
         """(x_stop, y, wiring of x_stop): ``closing`` may leave x_stop with the read rows alone."""
@@ -269,7 +269,12 @@ class FusedACNStack(LayerList):
         return y if spec is not None or self.norm is None else self.norm(y)
 
     def forward_intermediates(
-        self, x: Tensor, *args, indices: Sequence[int] | None = None, **kwargs
+        self,
+        x: Tensor,
+        *args,
+        indices: Sequence[int] | None = None,
+        norm: bool = True,
+        **kwargs,
     ) -> list[Tensor]:
         """The outputs of the sub-networks: norm(y_k) for every depth k in ``indices``.
 
@@ -277,6 +282,7 @@ class FusedACNStack(LayerList):
             x: as in :meth:`forward`.
             indices: depths in [0, len(self)], negative ones from the end; None is every depth,
                 0 .. L (1 .. L without the input).
+            norm: False gives the sums y_k as they are.
 
         Returns:
             One tensor per index, in that order; each equals ``self(x, depth=k)``.
@@ -285,7 +291,7 @@ class FusedACNStack(LayerList):
         outputs, y, depth = {}, None, 0
         for k in sorted(set(wanted)):
             x, y = self.advance(x, y, *args, start=depth, stop=k, **kwargs)
-            outputs[k], depth = self.output(x, y, k), k
+            outputs[k], depth = self._output(x, y, k, self._wiring(x), norm), k
         return [outputs[k] for k in wanted]
 
     def truncate(self, k: int) -> FusedACNStack:
@@ -388,13 +394,14 @@ class FusedACNStack(LayerList):
     def _out_dtype(self, x: Tensor) -> torch.dtype:
         return sum_dtype(x.dtype) if under_autocast(x) else x.dtype
 
-    def _head_norm(self, y: Tensor, x: Tensor) -> Tensor:
+    def _head_norm(self, y: Tensor, x: Tensor, norm: bool = True) -> Tensor:
         """The final norm of the sum y (fp32), in the dtype that goes with a last output like x."""
-        spec = NormSpec.of(self.norm)
+        module = self.norm if norm else None
+        spec = NormSpec.of(module)
         dtype = self._out_dtype(x)
         if spec is None:
             y = y.to(dtype)
-            return y if self.norm is None else self.norm(y)
+            return y if module is None else module(y)
         kind, weight, bias, _ = spec
         return torch_ops.norm(y, weight, bias, spec.eps_for(x.dtype), kind).to(dtype)
 
