@@ -7,6 +7,7 @@ import inspect
 import pytest
 import torch
 from loops import block_network, normed
+from timm_models import import_timm
 from tolerances import assert_close
 from torch import nn
 
@@ -142,7 +143,7 @@ def test_parameters_without_weight_decay():
 
 
 def test_arguments_have_timms_names():
-    vit = pytest.importorskip("timm.models.vision_transformer").VisionTransformer
+    vit = import_timm().models.VisionTransformer
     for name in ("forward_intermediates", "prune_intermediate_layers", "reset_classifier",
                  "set_grad_checkpointing", "forward_head"):  # fmt: skip
         ours = list(inspect.signature(getattr(ViT, name)).parameters)[2:]
