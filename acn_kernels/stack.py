@@ -74,6 +74,7 @@ class FusedACNStack(LayerList):
     """
 
     _granularity = "block"  # until __init__ has the layers in place
+    splits = False  # a HybridStack lets the rest of a term go around the next layer
 
     def __init__(
         self,
@@ -344,6 +345,7 @@ class FusedACNStack(LayerList):
             detach=self.direct_gradient_only,
             rows=None if self._rows is None else self._rows.resolve(x.shape[-2], x.device),
             backend=self.backend,
+            splits=self.splits,
         )
 
     def _terms_of(self, layer: nn.Module) -> int:
@@ -424,7 +426,7 @@ def _through(i, layer, x, connection, args, kwargs):
     if rows is not None and connection.wiring.rows is None:
         shape = (*shape[:-2], len(rows.index), shape[-1])
     check_layer_output(i, layer, x, out, shape)
-    return out
+    return connection.leave(out) if connection.wiring.splits else out
 
 
 def _run_recomputing(*call):
