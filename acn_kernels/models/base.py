@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from acn_kernels.blocks import FeedForwardStack
+from acn_kernels.blocks import FeedForwardStack, HybridStack
 from acn_kernels.files import written_whole
 from acn_kernels.hooks import has_hooks
 from acn_kernels.models.timm_surface import TimmSurface, make_head
@@ -22,20 +22,37 @@ from acn_kernels.stack import FusedACNStack
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-WIRINGS = ("acn", "residual", "feedforward")
+WIRINGS = ("acn", "residual", "feedforward", "hybrid")
 
 
-def wire(blocks: Sequence[nn.Module], norm: nn.Module, wiring: str, **options) -> FusedACNStack:
-    """The blocks as an ACN, or as its residual or feed-forward twin.
+def wire(
+    blocks: Sequence[nn.Module],
+    norm: nn.Module | None,
+    wiring: str,
+    *,
+    family: type[FusedACNStack] = FusedACNStack,
+    alpha: float | None = None,
+    **options,
+) -> FusedACNStack:
+    """The blocks as an ACN, as its residual or feed-forward twin, or as the hybrid of both.
+
+    Args:
+        family: the stack whose ends, at alpha 1 and 0, are the ACN and the residual network.
+        alpha: None is 1 for "acn" and 0 for "residual".
+        options: further arguments of the stack.
 
     Raises:
-        ValueError: ``wiring`` is none of "acn", "residual", "feedforward".
+        ValueError: ``wiring`` is none of "acn", "residual", "feedforward", "hybrid".
     """
     if wiring not in WIRINGS:
         raise ValueError(f"wiring is {wiring!r}; it takes one of {', '.join(WIRINGS)}")
     if wiring == "feedforward":
         return FeedForwardStack(blocks, norm, **options)
-    return FusedACNStack(blocks, norm, alpha=1.0 if wiring == "acn" else 0.0, **options)
+    if wiring == "hybrid":
+        return HybridStack(blocks, norm, **{**options, "scales": "learned"})
+    if alpha is None:
+        alpha = 1.0 if wiring == "acn" else 0.0
+    return family(blocks, norm, alpha=alpha, **options)
 
 
 class Model(nn.Module):
@@ -123,7 +140,8 @@ class Model(nn.Module):
 class ImageConfig:
     """Image size and patches in pixels, width D and depth L of the stack, and its wiring.
 
-    wiring: "acn", or one of the twins from the same blocks, "residual" and "feedforward".
+    wiring: "acn", or one of the twins from the same blocks, "residual" and "feedforward"; or
+    "hybrid", long and short connections with a learned share each.
     """
 
     image_size: int = 224
