@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint as checkpointed
 from acn_kernels import functional, torch_ops
 from acn_kernels.connection import (
     OMITTED,
+    Connection,
     LongConnection,
     MixedStream,
     RunningSum,
@@ -233,6 +234,14 @@ class FusedACNStack(LayerList):
             y = wiring.selected(y)
         scale = self._last_scale(depth)
         return self._head_norm(add_term(y, wiring.selected(x), scale), x, norm)
+
+    def reading(self, i: int, x: Tensor, y: Tensor | None) -> Connection:
+        """A connection through which layers[i] may read its input u in the state (x_i, y), as
+        :meth:`advance` takes it, and which adds nothing to a sum that is kept."""
+        wiring = self._wiring(x)
+        if wiring.is_acn:
+            return Connection(wiring)
+        return MixedStream(wiring, iter(self._scales_by_layer(i)[-1]), y)
 
     def _advance(self, x, y, start, stop, wiring, args, kwargs, closing=False):
         """(x_stop, y, wiring of x_stop): ``closing`` may leave x_stop with the read rows alone."""

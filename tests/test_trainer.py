@@ -7,7 +7,7 @@ import torch
 from language_models import WORDS, huggingface, small_bert, small_gpt
 
 pytest.importorskip("accelerate")
-from transformers import Trainer, TrainingArguments  # noqa: E402
+from transformers import Trainer, TrainingArguments
 
 pytestmark = pytest.mark.slow
 

@@ -74,15 +74,23 @@ class Attention(nn.Module):
         return [part.transpose(1, 2) for part in split]
 
     def _few_queries(self, x: Tensor, rows: RowSelection) -> list[Tensor]:
-        chosen = x.index_select(1, rows.index)
-        if type(self.qkv) is not nn.Linear or has_hooks(self.qkv):  # to be called, not taken apart
+        if not self._comes_apart():
             q, k, v = self._heads(self.qkv(x), 3)
             return [q.index_select(2, rows.index), k, v]
+        chosen, width = x.index_select(1, rows.index), x.shape[-1]
+        queries = F.linear(chosen, self.qkv.weight[:width], self.qkv.bias[:width])
+        return [*self._heads(queries, 1), *self.keys_values(x)]
+
+    def keys_values(self, x: Tensor) -> list[Tensor]:
+        """Keys and values [B, heads, T, D / heads] of x [B, T, D], without a query."""
+        if not self._comes_apart():
+            return self._heads(self.qkv(x), 3)[1:]
         width = x.shape[-1]
-        weights = self.qkv.weight.split((width, 2 * width))
-        biases = self.qkv.bias.split((width, 2 * width))
-        queries, rest = (F.linear(*of) for of in zip((chosen, x), weights, biases, strict=True))
-        return [*self._heads(queries, 1), *self._heads(rest, 2)]
+        return self._heads(F.linear(x, self.qkv.weight[width:], self.qkv.bias[width:]), 2)
+
+    def _comes_apart(self) -> bool:
+        """Whether qkv is a plain product, of which a part may be computed; else it is called."""
+        return type(self.qkv) is nn.Linear and not has_hooks(self.qkv)
 
 
 def _mask_of_rows(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -118,6 +119,22 @@ class ACNGPTModel(ACNPreTrainedModel):
                 last_hidden_state.
         """
         refuse_attention_weights(output_attentions)
+        x, options = self.prepared(
+            input_ids, past_key_values, attention_mask, position_ids, inputs_embeds, use_cache
+        )
+        y, states = self._run_blocks(x, output_hidden_states, **options)
+        return BaseModelOutputWithPast(y, options["past_key_values"], states)
+
+    def prepared(
+        self,
+        input_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """(x_0 [B, T, D], the further arguments of every block) for :meth:`forward`'s arguments."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
@@ -140,15 +157,12 @@ class ACNGPTModel(ACNPreTrainedModel):
             self.config, inputs_embeds, attention_mask, past_key_values, position_ids
         )
         x = inputs_embeds + self.wpe(position_ids)
-        y, states = self._run_blocks(
-            x,
-            output_hidden_states,
-            attn_mask=mask,
-            is_causal=mask is None and tokens > 1,
-            past_key_values=past_key_values,
-            x_0=x if self.config.input_injection else None,
-        )
-        return BaseModelOutputWithPast(y, past_key_values if use_cache else None, states)
+        return x, {
+            "attn_mask": mask,
+            "is_causal": mask is None and tokens > 1,
+            "past_key_values": past_key_values,
+            "x_0": x if self.config.input_injection else None,
+        }
 
 
 class ACNGPTForCausalLM(ACNPreTrainedModel, GenerationMixin):
