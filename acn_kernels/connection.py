@@ -207,6 +207,8 @@ class MixedStream(Connection):
 
     def enter(self, x: Tensor, norm: nn.Module | None) -> Tensor:
         scale = next(self.scales)
+        if self.wiring.splits:
+            x = self._split(x, scale)
         term = x if not self.wiring.is_acn else self.wiring.selected(x)
         self.y = add_term(self.y, term, scale)
         return super().enter(self._mixed(x), norm)

@@ -21,10 +21,13 @@ def entropy(logits):
 
 
 def threshold_of(model, ids):
-    """One below which about half of the tokens lie at each exit."""
+    """One below which about half of the tokens lie, and as far as may be from any of them."""
     with torch.no_grad():
         states = model(ids, output_hidden_states=True).hidden_states
-    return float(torch.stack([entropy(model.lm_head(states[k])) for k in EXITS]).median())
+    found = torch.cat([entropy(model.lm_head(states[k])).flatten() for k in EXITS]).sort().values
+    middle = found[len(found) // 3 : 2 * len(found) // 3]
+    widest = int(middle.diff().argmax())
+    return float(middle[widest : widest + 2].mean())
 
 
 def early(variant, length=8, batch=4, **changes):
@@ -153,7 +156,8 @@ def test_other_criteria(criterion):
     states = top(ids, output_hidden_states=True).hidden_states
     shares = top.lm_head(states[1]).softmax(-1).topk(2).values
     value = shares[..., 0] if criterion == "probability" else shares[..., 0] - shares[..., 1]
-    threshold = float(value.median())
+    ordered = value.flatten().sort().values
+    threshold = float(ordered[len(ordered) // 2 - 1 :][:2].mean())
     # The first token reads nobody who may have left before.
     depth = EarlyExitGPT(top, [1], threshold, criterion)(ids).exit_depth
     assert torch.equal(depth[:, 0] == 1, value[:, 0] > threshold)
@@ -205,12 +209,13 @@ def test_an_agreeing_assistant_saves_runs_of_the_whole_model():
         for parameter in block.mlp.fc2.parameters():
             torch.nn.init.zeros_(parameter)
     options, ran = {"max_new_tokens": 12, "do_sample": False}, []
+    model.generation_config.assistant_confidence_threshold = 0.0  # drafts do not end in doubt
     model.blocks[2].register_forward_pre_hook(lambda *_: ran.append(1))
     truth = model.generate(ids, **options)
     assert len(ran) == 12
     ran.clear()
     assert torch.equal(model.generate(ids, assistant_early_exit=1, **options), truth)
-    assert len(ran) < 6
+    assert len(ran) < 4
 
 
 @pytest.mark.parametrize(
