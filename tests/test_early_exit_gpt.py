@@ -27,7 +27,7 @@ def threshold_of(model, ids):
     found = torch.cat([entropy(model.lm_head(states[k])).flatten() for k in EXITS]).sort().values
     middle = found[len(found) // 3 : 2 * len(found) // 3]
     widest = int(middle.diff().argmax())
-    return float(middle[widest : widest + 2].mean())
+    return middle[widest : widest + 2].mean().item()
 
 
 def early(variant, length=8, batch=4, **changes):
