@@ -33,6 +33,7 @@ class Wiring(NamedTuple):
     detach: bool = False
     rows: RowSelection | None = None
     backend: str = "auto"
+    splits: bool = False  # what the sum leaves of a term, (1 - a_i) x_i, goes around the next layer
 
     @property
     def is_acn(self) -> bool:
@@ -65,6 +66,8 @@ class Connection:
         self.scales = scales
         self.y = y
         self.u: Tensor | None = None
+        self._scale: Scale = None  # of the term that entered last
+        self._around: Tensor | None = None  # what goes around the layer that is running
         self.closing = closing  # no layer follows: nobody reads the rows that y does not keep
 
     @property
@@ -86,6 +89,8 @@ class Connection:
         if not self.closing or not self.wiring.is_acn:
             return None
         rows = self.wiring.rows
+        if rows is not None and self._around is not None:
+            self._around = self.wiring.selected(self._around)
         self.wiring, self.closing = self.wiring._replace(rows=None), False
         return rows
 
@@ -95,13 +100,52 @@ class Connection:
         u = self._detached(x)
         return u if norm is None else self.wiring.norm(u, norm)
 
+    def enter_with(self, x: Tensor, x_0: Tensor, norm: nn.Module | None) -> Tensor:
+        """norm(u + x_0): the network's input once more, ``x_i = f_i(x_{i-1} + x_0)``."""
+        self.u = self.enter(x, None) + self._detached(x_0)
+        return self.wiring.norm(self.u, norm)
+
+    def next_sublayer(self, h: Tensor) -> Tensor:
+        """h for the second half of a post-norm block: a term of its own where sublayers are layers,
+        else only what goes around that half too."""
+        if self.sublayers:
+            return self.enter(h, None)
+        if self.wiring.splits:
+            self._around = h
+        return h
+
+    def leave(self, out: Tensor) -> Tensor:
+        """``out + (1 - a) x`` of the layer that x entered, where the wiring splits; else out.
+
+        The stack does this to every layer's output. A post-norm block does it to each half of its
+        own, before it norms.
+        """
+        around, self._around = self._around, None
+        if around is None or self._scale is None:
+            return out
+        if isinstance(self._scale, str):  # OMITTED
+            return out + around
+        wide = around.to(sum_dtype(around.dtype))
+        return out + ((1 - self._scale) * wide).to(around.dtype)
+
+    def _split(self, x: Tensor, scale: Scale) -> Tensor:
+        """The term x, with what goes around the sublayer it comes from; the rest of it goes around
+        the next one."""
+        self.u = x = self.leave(x)
+        self._scale, self._around = scale, self._detached(x)
+        return x
+
     def within(self, h: Tensor, norm: nn.Module, f: Callable[[Tensor], Tensor]) -> Tensor:
         """Second half of a pre-norm block: ``m = f(norm(h + (1-alpha) u))``, ``m + (1-alpha) h``.
 
         At alpha = 1 nothing is added back (the paper's block), at alpha = 0 the block is residual
-        once the stack adds its output to y.
+        once the stack adds its output to y. Where the wiring splits, (1 - a) of u and of h go
+        around the two halves.
         """
         alpha = self.wiring.alpha
+        if self.wiring.splits:
+            h = self.leave(h)
+            self._around = h
         if self.wiring.is_acn:
             return f(self.wiring.norm(h, norm))
         m = f(self.wiring.norm(plus_share(h, self._detached(self.u), alpha), norm))
@@ -126,6 +170,8 @@ class LongConnection(Connection):
 
     def enter(self, x: Tensor, norm: nn.Module | None) -> Tensor:
         self.u, scale, spec = x, next(self.scales), NormSpec.of(norm)
+        if self.wiring.splits:
+            x = self._split(x, scale)
         if isinstance(scale, str):  # OMITTED
             return super().enter(x, norm)
         if spec is None or self.wiring.detach:
@@ -142,6 +188,8 @@ class RunningSum(Connection):
     def enter(self, x: Tensor, norm: nn.Module | None) -> Tensor:
         self.u, scale, spec = x, next(self.scales), NormSpec.of(norm)
         wiring = self.wiring
+        if wiring.splits:
+            x = self._split(x, scale)
         if isinstance(scale, str):  # OMITTED
             return wiring.norm(x, norm)
         if spec is None:
@@ -158,8 +206,11 @@ class MixedStream(Connection):
     """Any alpha, with or without gradients: ``u = alpha x + (1-alpha) y``, y kept functional."""
 
     def enter(self, x: Tensor, norm: nn.Module | None) -> Tensor:
+        scale = next(self.scales)
+        if self.wiring.splits:
+            x = self._split(x, scale)
         term = x if not self.wiring.is_acn else self.wiring.selected(x)
-        self.y = add_term(self.y, term, next(self.scales))
+        self.y = add_term(self.y, term, scale)
         return super().enter(self._mixed(x), norm)
 
     def _mixed(self, x: Tensor) -> Tensor:
@@ -172,7 +223,10 @@ class MixedStream(Connection):
 def as_data(alpha: float) -> Tensor | None:
     """alpha as a 0-dim tensor where it lies between the ends, so that annealing recompiles
     nothing; None at the ends, which are code of their own."""
-    return torch.tensor(alpha, dtype=torch.float64) if 0 < alpha < 1 else None
+    if not 0 < alpha < 1:
+        return None
+    # On the CPU even where the default device is "meta", as in from_pretrained of transformers.
+    return torch.tensor(alpha, dtype=torch.float64, device="cpu")
 
 
 def add_term(y: Tensor | None, x: Tensor, scale: Scale) -> Tensor:

@@ -65,6 +65,9 @@ def _entry(stack: FusedACNStack, layer, choice) -> tuple[str, str]:
     norms = getattr(layer, "entry_norms", None)
     if norms is None:
         return "module", f"{type(layer).__name__} lists no entry_norms: called on u as it is"
+    norms = [norm for norm in norms if norm is not None]
+    if not norms:
+        return "module", f"{type(layer).__name__} has no norm at its entry"
     unknown = [type(norm).__name__ for norm in norms if NormSpec.of(norm) is None]
     if unknown:
         return "module", f"entry norm {unknown[0]} is no plain LayerNorm or RMSNorm, or has hooks"

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint as checkpointed
 from acn_kernels import functional, torch_ops
 from acn_kernels.connection import (
     OMITTED,
+    Connection,
     LongConnection,
     MixedStream,
     RunningSum,
@@ -74,6 +75,7 @@ class FusedACNStack(LayerList):
     """
 
     _granularity = "block"  # until __init__ has the layers in place
+    splits = False  # a HybridStack lets the rest of a term go around the next layer
 
     def __init__(
         self,
@@ -227,11 +229,19 @@ class FusedACNStack(LayerList):
         depth = check_depth(depth, len(self), self.include_input)
         return self._output(x, y, depth, self._wiring(x))
 
-    def _output(self, x, y, depth, wiring) -> Tensor:
+    def _output(self, x, y, depth, wiring, norm=True) -> Tensor:
         if y is not None and not wiring.is_acn:
             y = wiring.selected(y)
         scale = self._last_scale(depth)
-        return self._head_norm(add_term(y, wiring.selected(x), scale), x)
+        return self._head_norm(add_term(y, wiring.selected(x), scale), x, norm)
+
+    def reading(self, i: int, x: Tensor, y: Tensor | None) -> Connection:
+        """A connection through which layers[i] may read its input u in the state (x_i, y), as
+        :meth:`advance` takes it, and which adds nothing to a sum that is kept."""
+        wiring = self._wiring(x)
+        if wiring.is_acn:
+            return Connection(wiring)
+        return MixedStream(wiring, iter(self._scales_by_layer(i)[-1]), y)
 
     def _advance(self, x, y, start, stop, wiring, args, kwargs, closing=False):
         """(x_stop, y, wiring of x_stop): ``closing`` may leave x_stop with the read rows alone."""
@@ -269,7 +279,12 @@ class FusedACNStack(LayerList):
         return y if spec is not None or self.norm is None else self.norm(y)
 
     def forward_intermediates(
-        self, x: Tensor, *args, indices: Sequence[int] | None = None, **kwargs
+        self,
+        x: Tensor,
+        *args,
+        indices: Sequence[int] | None = None,
+        norm: bool = True,
+        **kwargs,
     ) -> list[Tensor]:
         """The outputs of the sub-networks: norm(y_k) for every depth k in ``indices``.
 
@@ -277,6 +292,7 @@ class FusedACNStack(LayerList):
             x: as in :meth:`forward`.
             indices: depths in [0, len(self)], negative ones from the end; None is every depth,
                 0 .. L (1 .. L without the input).
+            norm: False gives the sums y_k as they are.
 
         Returns:
             One tensor per index, in that order; each equals ``self(x, depth=k)``.
@@ -285,7 +301,7 @@ class FusedACNStack(LayerList):
         outputs, y, depth = {}, None, 0
         for k in sorted(set(wanted)):
             x, y = self.advance(x, y, *args, start=depth, stop=k, **kwargs)
-            outputs[k], depth = self.output(x, y, k), k
+            outputs[k], depth = self._output(x, y, k, self._wiring(x), norm), k
         return [outputs[k] for k in wanted]
 
     def truncate(self, k: int) -> FusedACNStack:
@@ -338,6 +354,7 @@ class FusedACNStack(LayerList):
             detach=self.direct_gradient_only,
             rows=None if self._rows is None else self._rows.resolve(x.shape[-2], x.device),
             backend=self.backend,
+            splits=self.splits,
         )
 
     def _terms_of(self, layer: nn.Module) -> int:
@@ -388,13 +405,14 @@ class FusedACNStack(LayerList):
     def _out_dtype(self, x: Tensor) -> torch.dtype:
         return sum_dtype(x.dtype) if under_autocast(x) else x.dtype
 
-    def _head_norm(self, y: Tensor, x: Tensor) -> Tensor:
+    def _head_norm(self, y: Tensor, x: Tensor, norm: bool = True) -> Tensor:
         """The final norm of the sum y (fp32), in the dtype that goes with a last output like x."""
-        spec = NormSpec.of(self.norm)
+        module = self.norm if norm else None
+        spec = NormSpec.of(module)
         dtype = self._out_dtype(x)
         if spec is None:
             y = y.to(dtype)
-            return y if self.norm is None else self.norm(y)
+            return y if module is None else module(y)
         kind, weight, bias, _ = spec
         return torch_ops.norm(y, weight, bias, spec.eps_for(x.dtype), kind).to(dtype)
 
@@ -417,7 +435,7 @@ def _through(i, layer, x, connection, args, kwargs):
     if rows is not None and connection.wiring.rows is None:
         shape = (*shape[:-2], len(rows.index), shape[-1])
     check_layer_output(i, layer, x, out, shape)
-    return out
+    return connection.leave(out) if connection.wiring.splits else out
 
 
 def _run_recomputing(*call):

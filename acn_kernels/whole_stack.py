@@ -50,6 +50,7 @@ def _obstacle_in_stack(stack: FusedACNStack, x: Tensor, plain_call: bool) -> str
         return "in fp32 cuBLAS multiplies faster than a kernel without tensor cores"
     for name, plain in (
         ("alpha", stack.alpha == 1),
+        ("splits", not stack.splits),
         ("rows", stack.rows is None),
         ("granularity", stack.granularity == "block"),
         ("direct_gradient_only", not stack.direct_gradient_only),

@@ -77,8 +77,12 @@ def feedforward(layers, x, norm=None) -> Tensor:
     return normed(x, norm)
 
 
-def attention(module: nn.Module, x: Tensor) -> Tensor:
-    """Multi-head self-attention from the weights of blocks.Attention, softmax written out."""
+def attention(module: nn.Module, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Multi-head self-attention from the weights of blocks.Attention, softmax written out.
+
+    mask: broadcast to [B, T, T], True where a token (row) reads another; one that reads none gets
+    zeros.
+    """
     qkv = x @ module.qkv.weight.T + module.qkv.bias
     heads = []
     width = x.shape[-1]
@@ -89,7 +93,9 @@ def attention(module: nn.Module, x: Tensor) -> Tensor:
             for part in range(3)
         )
         weights = torch.exp(q @ k.transpose(1, 2) / math.sqrt(size))
-        heads.append(weights / weights.sum(-1, keepdim=True) @ v)
+        if mask is not None:
+            weights = weights * mask
+        heads.append(weights / weights.sum(-1, keepdim=True).clamp(min=1e-300) @ v)
     return torch.cat(heads, -1) @ module.proj.weight.T + module.proj.bias
 
 
@@ -99,10 +105,10 @@ def perceptron(module: nn.Module, x: Tensor) -> Tensor:
     return x @ module.fc2.weight.T + module.fc2.bias
 
 
-def halves(block: nn.Module):
+def halves(block: nn.Module, mask: Tensor | None = None):
     """The two sublayers of a transformer or Mixer block as functions, each behind its norm."""
     if hasattr(block, "attn"):
-        yield lambda u: attention(block.attn, normed(u, block.norm1))
+        yield lambda u: attention(block.attn, normed(u, block.norm1), mask)
         yield lambda u: perceptron(block.mlp, normed(u, block.norm2))
     else:
         yield lambda u: perceptron(

@@ -1,8 +1,20 @@
-"""Blocks without short connections of their own, made for FusedACNStack."""
+"""Blocks without short connections of their own, made for FusedACNStack, and its other wirings."""
 
 from acn_kernels.blocks.feedforward import FeedForwardStack
+from acn_kernels.blocks.hybrid import HybridStack, PostNormStack
 from acn_kernels.blocks.mixer import MixerBlock
 from acn_kernels.blocks.mlp import Mlp
-from acn_kernels.blocks.transformer import Attention, TransformerBlock
+from acn_kernels.blocks.post_norm import PostNormBlock
+from acn_kernels.blocks.transformer import Attention, KeyValueCache, TransformerBlock
 
-__all__ = ["Attention", "FeedForwardStack", "MixerBlock", "Mlp", "TransformerBlock"]
+__all__ = [
+    "Attention",
+    "FeedForwardStack",
+    "HybridStack",
+    "KeyValueCache",
+    "MixerBlock",
+    "Mlp",
+    "PostNormBlock",
+    "PostNormStack",
+    "TransformerBlock",
+]

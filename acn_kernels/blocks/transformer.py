@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -14,14 +15,31 @@ from acn_kernels.hooks import has_hooks
 from acn_kernels.rows import RowSelection
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention [B, T, D] to [B, T, D]; parameter names are timm's."""
+class KeyValueCache(Protocol):
+    """Keys and values of earlier tokens: a Cache of transformers, or whatever does as it does."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
+        """Keeps those of new tokens [B, heads, T, D / heads]; returns those of all tokens."""
+        ...
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention [B, T, D] to [B, T, D]; parameter names are timm's.
+
+    Args:
+        width: D. heads: a divisor of it. dropout: of the attention weights, in training.
+        layer_idx: the layer's number in a key-value cache.
+    """
+
+    def __init__(
+        self, width: int, heads: int, dropout: float = 0.0, layer_idx: int | None = None
+    ) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(f"heads is {heads}; it takes a divisor of the width {width}")
         self.heads = heads
+        self.dropout = dropout
+        self.layer_idx = layer_idx
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
@@ -31,15 +49,22 @@ class Attention(nn.Module):
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
         rows: RowSelection | None = None,
+        past_key_values: KeyValueCache | None = None,
     ) -> Tensor:
-        """With ``rows``, only these tokens ask: [B, R, D] of the R queries over all keys."""
+        """With ``rows``, only these tokens ask: [B, R, D] of the R queries over all keys.
+
+        ``past_key_values`` adds the keys of earlier tokens, and keeps those of x.
+        """
         if rows is None:
             q, k, v = self._heads(self.qkv(x), 3)
         else:
             q, k, v = self._few_queries(x, rows)
             attn_mask = _mask_of_rows(rows, x.shape[-2], attn_mask, is_causal)
             is_causal = False
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask, is_causal=is_causal)
+        if past_key_values is not None:
+            k, v = past_key_values.update(k, v, self.layer_idx)
+        dropout = self.dropout if self.training else 0.0
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask, dropout, is_causal)
         return self.proj(out.transpose(1, 2).flatten(2))
 
     def _heads(self, x: Tensor, count: int) -> list[Tensor]:
@@ -49,15 +74,23 @@ class Attention(nn.Module):
         return [part.transpose(1, 2) for part in split]
 
     def _few_queries(self, x: Tensor, rows: RowSelection) -> list[Tensor]:
-        chosen = x.index_select(1, rows.index)
-        if type(self.qkv) is not nn.Linear or has_hooks(self.qkv):  # to be called, not taken apart
+        if not self._comes_apart():
             q, k, v = self._heads(self.qkv(x), 3)
             return [q.index_select(2, rows.index), k, v]
+        chosen, width = x.index_select(1, rows.index), x.shape[-1]
+        queries = F.linear(chosen, self.qkv.weight[:width], self.qkv.bias[:width])
+        return [*self._heads(queries, 1), *self.keys_values(x)]
+
+    def keys_values(self, x: Tensor) -> list[Tensor]:
+        """Keys and values [B, heads, T, D / heads] of x [B, T, D], without a query."""
+        if not self._comes_apart():
+            return self._heads(self.qkv(x), 3)[1:]
         width = x.shape[-1]
-        weights = self.qkv.weight.split((width, 2 * width))
-        biases = self.qkv.bias.split((width, 2 * width))
-        queries, rest = (F.linear(*of) for of in zip((chosen, x), weights, biases, strict=True))
-        return [*self._heads(queries, 1), *self._heads(rest, 2)]
+        return self._heads(F.linear(x, self.qkv.weight[width:], self.qkv.bias[width:]), 2)
+
+    def _comes_apart(self) -> bool:
+        """Whether qkv is a plain product, of which a part may be computed; else it is called."""
+        return type(self.qkv) is nn.Linear and not has_hooks(self.qkv)
 
 
 def _mask_of_rows(
@@ -80,7 +113,8 @@ class TransformerBlock(nn.Module):
 
     Args:
         width: D. heads: attention heads, a divisor of it. mlp_width: hidden width of the MLP,
-            default 4 D. norm: class of the two norms, called with D.
+        default 4 D. norm: class of the two norms, called with D. layer_idx: the block's number in
+        a key-value cache.
     """
 
     def __init__(
@@ -89,10 +123,11 @@ class TransformerBlock(nn.Module):
         heads: int,
         mlp_width: int | None = None,
         norm: type[nn.Module] = nn.LayerNorm,
+        layer_idx: int | None = None,
     ) -> None:
         super().__init__()
         self.norm1 = norm(width)
-        self.attn = Attention(width, heads)
+        self.attn = Attention(width, heads, layer_idx=layer_idx)
         self.norm2 = norm(width)
         self.mlp = Mlp(width, mlp_width or 4 * width)
 
@@ -106,14 +141,30 @@ class TransformerBlock(nn.Module):
         x: Tensor,
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
+        past_key_values: KeyValueCache | None = None,
+        x_0: Tensor | None = None,
         connection: Connection | None = None,
     ) -> Tensor:
-        """x [B, T, D] to the same shape; the attention arguments are those of torch's SDPA."""
+        """x [B, T, D] to the same shape.
+
+        Args:
+            attn_mask, is_causal: those of torch's scaled_dot_product_attention.
+            past_key_values: see :class:`Attention`.
+            x_0: [B, T, D], the network's input where every block reads it too, ``block(x + x_0)``.
+        """
         connection = connection or Connection()
-        h = connection.enter(x, self.norm1)
+        h = self.attention_input(x, connection, x_0)
         rows = connection.take_read_rows()
-        h = self.attn(h, attn_mask, is_causal, rows)
+        h = self.attn(h, attn_mask, is_causal, rows, past_key_values)
         mlp = functools.partial(self.mlp, backend=connection.wiring.backend)
         if connection.sublayers:
             return mlp(connection.enter(h, self.norm2))
         return connection.within(h, self.norm2, mlp)
+
+    def attention_input(
+        self, x: Tensor, connection: Connection, x_0: Tensor | None = None
+    ) -> Tensor:
+        """What keys and values are made of: norm1(u), or norm1(u + x_0)."""
+        if x_0 is None:
+            return connection.enter(x, self.norm1)
+        return connection.enter_with(x, x_0, self.norm1)

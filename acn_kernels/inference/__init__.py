@@ -1,5 +1,7 @@
 """Running less than the whole network: probing sub-networks, choosing a depth, leaving early."""
 
+import importlib
+
 from acn_kernels.inference.calibration import cutoff_depth, exit_threshold
 from acn_kernels.inference.early_exit import EarlyExit, ExitResult, entropy
 from acn_kernels.inference.engine import Engine, EngineResult
@@ -20,3 +22,9 @@ __all__ = [
     "probe_logits",
     "truncate",
 ]
+
+
+def __getattr__(name: str):
+    if name == "EarlyExitGPT":  # on first use: transformers is an extra
+        return importlib.import_module("acn_kernels.inference.early_exit_gpt").EarlyExitGPT
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from acn_kernels.functional import entropy
 from acn_kernels.reference import sum_dtype
+from acn_kernels.validation import check_depth
 
 CRITERIA = ("entropy", "probability", "margin")
 
@@ -23,6 +25,14 @@ def check_criterion(criterion: str, threshold: float) -> None:
         raise ValueError(f"threshold is {threshold}; it takes a number of nats, at least 0")
     if criterion != "entropy" and not 0 <= threshold <= 1:
         raise ValueError(f"threshold is {threshold}; it takes a number from 0 to 1")
+
+
+def check_exits(exits: Sequence[int], layers: int) -> list[int]:
+    """``exits`` in order, once each; raises where one is no depth from 1 to ``layers`` - 1."""
+    for k in exits:
+        if not 0 < check_depth(k, layers, True, "exits") < layers:
+            raise ValueError(f"exits holds {k}; it takes depths from 1 to {layers - 1}")
+    return sorted(set(exits))
 
 
 def certainty(logits: Tensor, criterion: str) -> Tensor:

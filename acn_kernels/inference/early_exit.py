@@ -12,7 +12,7 @@ from acn_kernels import functional
 from acn_kernels.functional import compact
 from acn_kernels.functional import entropy as entropy
 from acn_kernels.hooks import has_hooks
-from acn_kernels.inference.criteria import check_criterion
+from acn_kernels.inference.criteria import check_criterion, check_exits
 from acn_kernels.inference.decision import decide
 from acn_kernels.inference.engine import Engine
 from acn_kernels.inference.engine_model import (
@@ -23,7 +23,6 @@ from acn_kernels.inference.engine_model import (
 from acn_kernels.models import ImageClassifier, Mixer
 from acn_kernels.norm_spec import NormSpec
 from acn_kernels.stack import FusedACNStack
-from acn_kernels.validation import check_depth
 
 
 class ExitResult(NamedTuple):
@@ -101,12 +100,8 @@ class EarlyExit(nn.Module):
     ) -> None:
         super().__init__()
         check_criterion(criterion, threshold)
-        layers = len(model.blocks)
-        for k in exits:
-            if not 0 < check_depth(k, layers, True, "exits") < layers:
-                raise ValueError(f"exits holds {k}; it takes depths from 1 to {layers - 1}")
+        self.exits = check_exits(exits, len(model.blocks))
         self.model = model
-        self.exits = sorted(set(exits))
         self.threshold = threshold
         self.criterion = criterion
         self._exit_mask: Tensor | None = None  # for the kernel

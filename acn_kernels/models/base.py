@@ -14,27 +14,45 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from acn_kernels.blocks import FeedForwardStack
+from acn_kernels.blocks import FeedForwardStack, HybridStack
 from acn_kernels.files import written_whole
 from acn_kernels.hooks import has_hooks
+from acn_kernels.models.timm_surface import TimmSurface, make_head
 from acn_kernels.stack import FusedACNStack
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-WIRINGS = ("acn", "residual", "feedforward")
+WIRINGS = ("acn", "residual", "feedforward", "hybrid")
 
 
-def wire(blocks: Sequence[nn.Module], norm: nn.Module, wiring: str, **options) -> FusedACNStack:
-    """The blocks as an ACN, or as its residual or feed-forward twin.
+def wire(
+    blocks: Sequence[nn.Module],
+    norm: nn.Module | None,
+    wiring: str,
+    *,
+    family: type[FusedACNStack] = FusedACNStack,
+    alpha: float | None = None,
+    **options,
+) -> FusedACNStack:
+    """The blocks as an ACN, as its residual or feed-forward twin, or as the hybrid of both.
+
+    Args:
+        family: the stack whose ends, at alpha 1 and 0, are the ACN and the residual network.
+        alpha: None is 1 for "acn" and 0 for "residual".
+        options: further arguments of the stack.
 
     Raises:
-        ValueError: ``wiring`` is none of "acn", "residual", "feedforward".
+        ValueError: ``wiring`` is none of "acn", "residual", "feedforward", "hybrid".
     """
     if wiring not in WIRINGS:
         raise ValueError(f"wiring is {wiring!r}; it takes one of {', '.join(WIRINGS)}")
     if wiring == "feedforward":
         return FeedForwardStack(blocks, norm, **options)
-    return FusedACNStack(blocks, norm, alpha=1.0 if wiring == "acn" else 0.0, **options)
+    if wiring == "hybrid":
+        return HybridStack(blocks, norm, **{**options, "scales": "learned"})
+    if alpha is None:
+        alpha = 1.0 if wiring == "acn" else 0.0
+    return family(blocks, norm, alpha=alpha, **options)
 
 
 class Model(nn.Module):
@@ -71,7 +89,13 @@ class Model(nn.Module):
         return short
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Writes ``config.json`` and ``model.safetensors`` into ``folder``, each whole or not."""
+        """Writes ``config.json`` and ``model.safetensors`` into ``folder``, each whole or not.
+
+        Raises:
+            ValueError: the final norm was pruned, which no configuration says.
+        """
+        if self.blocks.norm is None:
+            raise ValueError("the model's final norm was pruned: it could not be loaded again")
         folder = Path(folder)
         config = {"family": self.family, **dataclasses.asdict(self.config)}
         weights = {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
@@ -116,7 +140,8 @@ class Model(nn.Module):
 class ImageConfig:
     """Image size and patches in pixels, width D and depth L of the stack, and its wiring.
 
-    wiring: "acn", or one of the twins from the same blocks, "residual" and "feedforward".
+    wiring: "acn", or one of the twins from the same blocks, "residual" and "feedforward"; or
+    "hybrid", long and short connections with a learned share each.
     """
 
     image_size: int = 224
@@ -133,7 +158,7 @@ class ImageConfig:
         return (self.image_size // self.patch_size) ** 2
 
 
-class ImageClassifier(Model):
+class ImageClassifier(TimmSurface, Model):
     """Patch stem, blocks, final norm on the sum, pooling, linear head (zero at first)."""
 
     def __init__(self, config: ImageConfig, blocks: Sequence[nn.Module]) -> None:
@@ -146,12 +171,10 @@ class ImageClassifier(Model):
         patch, width = config.patch_size, config.width
         self.stem = nn.Conv2d(config.channels, width, patch, patch)
         self.blocks = wire(blocks, nn.LayerNorm(width), config.wiring)
-        self.head = nn.Linear(width, config.classes)
+        self.head = make_head(width, config.classes)
         fan_in = config.channels * patch * patch
         nn.init.trunc_normal_(self.stem.weight, std=fan_in**-0.5)  # LeCun normal
         nn.init.zeros_(self.stem.bias)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
 
     def embed(self, images: Tensor) -> Tensor:
         """x_0 [B, T, D] of images [B, channels, size, size]."""
@@ -183,12 +206,6 @@ class ImageClassifier(Model):
     def forward(self, images: Tensor, depth: int | None = None) -> Tensor:
         """Logits [B, classes] of images [B, channels, size, size], from ``depth`` blocks."""
         return self.forward_head(self.forward_features(images, depth))
-
-    def forward_intermediates(
-        self, images: Tensor, indices: Sequence[int] | None = None
-    ) -> list[Tensor]:
-        """The normed sums y_k for every depth k in ``indices`` (None: 0 .. depth)."""
-        return self.blocks.forward_intermediates(self.embed(images), indices=indices)
 
     @torch.no_grad()
     def logits_by_depth(self, images: Tensor) -> Tensor:

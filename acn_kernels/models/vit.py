@@ -40,6 +40,7 @@ class ViT(ImageClassifier, family="vit"):
         side = config.image_size // config.patch_size
         self.register_buffer("positions", sincos_2d(side, config.width), persistent=False)
         self.cls_token = None
+        self.num_prefix_tokens = int(config.pool == "first")
         if config.pool == "first":
             self.cls_token = nn.Parameter(torch.randn(config.width) * 0.02)
             self.blocks.rows = "first"
