@@ -7,6 +7,10 @@ import sys
 from collections.abc import Sequence
 
 from acn_kernels import __version__
+from acn_kernels.training.command import add_arguments as add_train_arguments
+
+# Optional modules and the extra that brings each.
+_EXTRAS = {"PIL": "train", "accelerate": "train", "matplotlib": "demo", "sklearn": "demo"}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -54,6 +58,9 @@ def parser() -> argparse.ArgumentParser:
     )
     export.set_defaults(run=_export)
 
+    train = commands.add_parser("train", help="train a classifier; on many processes by torchrun")
+    add_train_arguments(train)
+
     return parser
 
 
@@ -66,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"acn-kernels {arguments.command}: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        extra = {"sklearn": "demo", "matplotlib": "demo"}.get(error.name)
+        extra = _EXTRAS.get(error.name)
         if extra is None:
             raise
         print(f"{error}; pip install 'acn-kernels[{extra}]' brings it", file=sys.stderr)

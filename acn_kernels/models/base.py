@@ -34,7 +34,11 @@ def wire(blocks: Sequence[nn.Module], norm: nn.Module, wiring: str, **options) -
         raise ValueError(f"wiring is {wiring!r}; it takes one of {', '.join(WIRINGS)}")
     if wiring == "feedforward":
         return FeedForwardStack(blocks, norm, **options)
-    return FusedACNStack(blocks, norm, alpha=1.0 if wiring == "acn" else 0.0, **options)
+    return FusedACNStack(blocks, norm, alpha=_alpha_of(wiring), **options)
+
+
+def _alpha_of(wiring: str) -> float:
+    return 0.0 if wiring == "residual" else 1.0
 
 
 class Model(nn.Module):
@@ -74,6 +78,8 @@ class Model(nn.Module):
         """Writes ``config.json`` and ``model.safetensors`` into ``folder``, each whole or not."""
         folder = Path(folder)
         config = {"family": self.family, **dataclasses.asdict(self.config)}
+        if self.blocks.alpha != _alpha_of(self.config.wiring):
+            config["alpha"] = self.blocks.alpha
         weights = {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
         with written_whole(folder / WEIGHTS_FILE) as path:
             save_file(weights, path)
@@ -97,7 +103,7 @@ class Model(nn.Module):
                 f"{folder / CONFIG_FILE} names family {family!r}; "
                 f"it takes one of {', '.join(Model.families)}"
             )
-        cls = Model.families[family]
+        cls, alpha = Model.families[family], config.pop("alpha", None)
         known = {field.name for field in dataclasses.fields(cls.config_class)}
         if set(config) != known:
             raise ValueError(
@@ -109,6 +115,8 @@ class Model(nn.Module):
             model.load_state_dict(load_file(folder / WEIGHTS_FILE))
         except RuntimeError as error:
             raise ValueError(f"{folder / WEIGHTS_FILE} is not of this model: {error}") from error
+        if alpha is not None:
+            model.blocks.alpha = alpha
         return model
 
 
