@@ -8,7 +8,7 @@ other layers work too; the stack then enters them without a norm.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -57,15 +57,31 @@ class Connection:
     def __init__(
         self,
         wiring: Wiring | None = None,
-        scales: Iterator[Scale] | None = None,
+        scales: Iterable[Scale] = (),
         y: Tensor | None = None,
         closing: bool = False,
     ) -> None:
+        self._made_of = (wiring, scales, y, closing)
+        self._begun = False
         self.wiring = wiring or Wiring()
-        self.scales = scales
+        self.scales = iter(scales)
         self.y = y
         self.u: Tensor | None = None
         self.closing = closing  # no layer follows: nobody reads the rows that y does not keep
+
+    @staticmethod
+    def begin(connection: Connection | None) -> Connection:
+        """What a layer works with, of the ``connection`` that it is called with.
+
+        Activation checkpointing around a layer calls it again in the backward pass, with the same
+        arguments: it then works with a connection as new, whose results nobody reads.
+        """
+        if connection is None:
+            return Connection()
+        if connection._begun:
+            return type(connection)(*connection._made_of)
+        connection._begun = torch.is_grad_enabled()  # without, one connection serves many layers
+        return connection
 
     @property
     def carried(self) -> list[Term] | Tensor | None:
@@ -115,9 +131,9 @@ class LongConnection(Connection):
     """alpha = 1 with gradients: each x forks to the next layer and to a term of the sum."""
 
     def __init__(
-        self, wiring: Wiring, scales: Iterator[Scale], y: None = None, closing: bool = False
+        self, wiring: Wiring, scales: Iterable[Scale], y: None = None, closing: bool = False
     ) -> None:
-        super().__init__(wiring, scales, closing=closing)
+        super().__init__(wiring, scales, y, closing)
         self.terms: list[Term] = []
 
     @property

@@ -401,7 +401,7 @@ class FusedACNStack(LayerList):
 
 def _run(x, y, kind, i, layer, wiring, scales, args, kwargs, closing):
     """(x_{i+1}, what its connection carries on, the wiring of x_{i+1})."""
-    connection = kind(wiring, iter(scales), y, closing)
+    connection = kind(wiring, scales, y, closing)
     out = _through(i, layer, x, connection, args, kwargs)
     return out, connection.carried, connection.wiring
 

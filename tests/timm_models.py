@@ -11,9 +11,14 @@ _SCHEMAS = tuple(
 _library = torch.library.Library("torchvision", "FRAGMENT")
 
 
-def import_timm():
-    """The package timm; skips the test where it is not installed."""
+def define_torchvision_schemas() -> None:
+    """What an import of torchvision, by timm or by transformers, asks torch for."""
     for schema in _SCHEMAS:
         if not hasattr(torch.ops.torchvision, schema.partition("(")[0]):
             _library.define(schema)
+
+
+def import_timm():
+    """The package timm; skips the test where it is not installed."""
+    define_torchvision_schemas()
     return pytest.importorskip("timm")

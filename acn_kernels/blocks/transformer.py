@@ -109,7 +109,7 @@ class TransformerBlock(nn.Module):
         connection: Connection | None = None,
     ) -> Tensor:
         """x [B, T, D] to the same shape; the attention arguments are those of torch's SDPA."""
-        connection = connection or Connection()
+        connection = Connection.begin(connection)
         h = connection.enter(x, self.norm1)
         rows = connection.take_read_rows()
         h = self.attn(h, attn_mask, is_causal, rows)

@@ -22,6 +22,7 @@ from acn_kernels.inference.engine_model import (
 )
 from acn_kernels.models import ImageClassifier, Mixer
 from acn_kernels.norm_spec import NormSpec
+from acn_kernels.sharding import is_fsdp
 from acn_kernels.stack import FusedACNStack
 from acn_kernels.validation import check_depth
 
@@ -117,7 +118,13 @@ class EarlyExit(nn.Module):
 
     @torch.no_grad()
     def forward(self, inputs: Tensor) -> ExitResult:
-        """(logits, depth) of inputs [B, ...], in their order."""
+        """(logits, depth) of inputs [B, ...], in their order.
+
+        Raises:
+            ValueError: the model is sharded by FSDP and there are exits.
+        """
+        if is_fsdp(self.model):
+            return self._in_step(inputs)
         engine = self._engine(inputs)
         if engine is not None:
             return ExitResult(*engine(inputs, self.exits, self.threshold, self.criterion)[:2])
@@ -125,6 +132,19 @@ class EarlyExit(nn.Module):
         if self.criterion == "entropy" and obstacle_to_mixer_exit(self.model, x) is None:
             return self._inside_kernel(x)
         return self._by_segments(x)
+
+    def _in_step(self, inputs: Tensor) -> ExitResult:
+        """Every process runs every layer: FSDP's would wait for one whose samples have all left."""
+        if self.exits:
+            raise ValueError(
+                f"exits is {self.exits} and FSDP shards the model: its processes gather each "
+                "layer's weights together, so one whose samples leave earlier would leave the "
+                "others waiting for ever; it takes no exits (cut the model instead), or a model "
+                "that is whole in every process"
+            )
+        logits = self.model(inputs)
+        depth = torch.full((len(logits),), len(self.model.blocks), device=logits.device)
+        return ExitResult(logits, depth)
 
     def _engine(self, inputs: Tensor) -> Engine | None:
         """The C++ engine of the model as it is now; None where it does not run this call."""

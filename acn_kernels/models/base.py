@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 import os
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from acn_kernels.blocks import FeedForwardStack
 from acn_kernels.files import written_whole
 from acn_kernels.hooks import has_hooks
+from acn_kernels.sharding import gathered, shallow_copy
 from acn_kernels.stack import FusedACNStack
 
 CONFIG_FILE = "config.json"
@@ -68,19 +68,23 @@ class Model(nn.Module):
         Raises:
             TypeError, ValueError: k is not an integer in [0, depth].
         """
-        short = copy.copy(self)
-        short._modules = dict(self._modules)
+        short = shallow_copy(self)
         short.blocks = self.blocks.truncate(k)
         short.config = dataclasses.replace(self.config, depth=k)
         return short
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Writes ``config.json`` and ``model.safetensors`` into ``folder``, each whole or not."""
+        """Writes ``config.json`` and ``model.safetensors`` into ``folder``, each whole or not.
+
+        Every process of a sharded model calls this; the first one writes.
+        """
         folder = Path(folder)
         config = {"family": self.family, **dataclasses.asdict(self.config)}
         if self.blocks.alpha != _alpha_of(self.config.wiring):
             config["alpha"] = self.blocks.alpha
-        weights = {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
+        weights = gathered(self.state_dict())
+        if weights is None:
+            return
         with written_whole(folder / WEIGHTS_FILE) as path:
             save_file(weights, path)
         with written_whole(folder / CONFIG_FILE) as path:

@@ -45,7 +45,8 @@ class ViT(ImageClassifier, family="vit"):
             self.blocks.rows = "first"
 
     def embed(self, images: Tensor) -> Tensor:
-        x = super().embed(images) + self.positions
+        x = super().embed(images)
+        x = x + self.positions.to(x.dtype)  # FSDP's mixed precision leaves buffers as they are
         if self.cls_token is None:
             return x
         return torch.cat([self.cls_token.expand(len(x), 1, -1), x], dim=1)
