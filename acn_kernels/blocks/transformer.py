@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from acn_kernels.blocks.mlp import Mlp
 from acn_kernels.connection import Connection
-from acn_kernels.hooks import has_hooks
+from acn_kernels.hooks import is_plain_linear
 from acn_kernels.rows import RowSelection
 
 
@@ -50,7 +50,7 @@ class Attention(nn.Module):
 
     def _few_queries(self, x: Tensor, rows: RowSelection) -> list[Tensor]:
         chosen = x.index_select(1, rows.index)
-        if type(self.qkv) is not nn.Linear or has_hooks(self.qkv):  # to be called, not taken apart
+        if not is_plain_linear(self.qkv):  # to be called, not taken apart
             q, k, v = self._heads(self.qkv(x), 3)
             return [q.index_select(2, rows.index), k, v]
         width = x.shape[-1]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from acn_kernels import functional
 from acn_kernels.functional import compact
 from acn_kernels.functional import entropy as entropy
-from acn_kernels.hooks import has_hooks
+from acn_kernels.hooks import is_plain_linear
 from acn_kernels.inference.criteria import check_criterion
 from acn_kernels.inference.decision import decide
 from acn_kernels.inference.engine import Engine
@@ -50,7 +50,7 @@ def obstacle_to_mixer_exit(model: nn.Module, x: Tensor) -> str | None:
     stack, head = model.blocks, getattr(model, "head", None)
     if type(model) is not Mixer or type(stack) is not FusedACNStack:
         return f"the model is a {type(model).__name__} with a {type(stack).__name__}, no Mixer"
-    if type(head) is not nn.Linear or has_hooks(head):
+    if not is_plain_linear(head):
         return "the head is no plain Linear layer"
     if model.training:
         return "the model is in training mode"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from acn_kernels.blocks import FeedForwardStack
 from acn_kernels.files import written_whole
-from acn_kernels.hooks import has_hooks
+from acn_kernels.hooks import is_plain_linear
 from acn_kernels.sharding import gathered, shallow_copy
 from acn_kernels.stack import FusedACNStack
 
@@ -189,7 +189,7 @@ class ImageClassifier(Model):
         """The head, where :meth:`forward_head` is this linear map of the mean row and no more;
         None where a subclass, another module or a hook makes it something else."""
         own = getattr(self.forward_head, "__func__", None) is ImageClassifier.forward_head
-        plain = own and type(self.head) is nn.Linear and not has_hooks(self.head)
+        plain = own and is_plain_linear(self.head)
         return self.head if plain else None
 
     def forward(self, images: Tensor, depth: int | None = None) -> Tensor:
