@@ -14,14 +14,15 @@ def blocks_of(page: Path) -> list[tuple[str, str]]:
     return re.findall(r"^```(\w+)\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
-def run_python_blocks(page: Path, without: str | None = None) -> None:
-    """Runs them in their order, in one namespace; leaves out those that mention ``without``."""
+def run_python_blocks(page: Path, without: str | None = None) -> dict:
+    """Runs them in their order, leaving out those that mention ``without``; the names they made."""
     blocks = [code for language, code in blocks_of(page) if language == "python"]
     assert blocks
     names: dict = {"__name__": page.stem}
     for code in blocks:
         if without is None or without not in code:
             exec(compile(code, page.name, "exec"), names)
+    return names
 
 
 def shell_commands(page: Path) -> list[list[str]]:
