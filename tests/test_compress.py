@@ -85,13 +85,14 @@ def test_int8_weights_give_nearly_the_same_logits(recipe):
     assert 0 < (got - whole).norm() / whole.norm() < 0.03
 
 
+@pytest.mark.parametrize("config", ["Int8WeightOnlyConfig", "Float8WeightOnlyConfig"])
 @pytest.mark.parametrize("options", [{}, {"pool": "first"}], ids=str)
-def test_quantised_models_cut_and_leave_early(options):
+def test_quantised_models_cut_and_leave_early(options, config):
     """Pooling, a class token and the exit head call the quantised layers; none takes them apart."""
     quantization = pytest.importorskip("torchao.quantization")
     model = create("acn_vit_digits", depth=3, **options).eval()
     nn.init.normal_(model.head.weight)
-    quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
+    quantization.quantize_(model, getattr(quantization, config)())
     images = torch.randn(9, 1, 8, 8)
     by_depth = model.logits_by_depth(images)
     torch.testing.assert_close(model.truncate(2)(images), by_depth[2], rtol=1e-4, atol=1e-4)

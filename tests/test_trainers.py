@@ -204,6 +204,7 @@ def test_lightning(tmp_path):
     assert list(tmp_path.glob("**/*.ckpt"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_compiled_training(name):
     model, data = small(name).double(), samples()

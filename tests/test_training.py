@@ -101,7 +101,12 @@ def run(code: str, *arguments: str) -> subprocess.CompletedProcess:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("death", DEATHS)
+QUICK = ("in the middle of an epoch", "while a checkpoint is written")
+
+
+@pytest.mark.parametrize(
+    "death", [d if d in QUICK else pytest.param(d, marks=pytest.mark.slow) for d in DEATHS]
+)
 def test_killed_and_resumed_gives_the_same_bits(death, uninterrupted, tmp_path):
     out = tmp_path / "out"
     arguments = ["train", *COMMAND, "--save-every", "3", "--out", str(out)]

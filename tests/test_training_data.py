@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from acn_kernels.cli import main
+from acn_kernels.models import Model
 from acn_kernels.training.data import load_images
 
 Image = pytest.importorskip("PIL.Image", reason="pillow decodes the images")
@@ -120,3 +122,18 @@ def test_foreign_folders(tmp_path):
     (tmp_path / "half.npz").write_bytes(b"PK\x03\x04 half")
     with pytest.raises(ValueError, match="does not hold"):
         load_images(tmp_path, 6, 3)
+
+
+def test_a_model_trains_on_files(tmp_path):
+    """From the command line to the log, files read by processes of their own."""
+    pytest.importorskip("accelerate", reason="the recipe stands on accelerate")
+    for part, count in (("train", 5), ("test", 3)):
+        for name in CLASSES:
+            (tmp_path / part / name).mkdir(parents=True)
+            for i in range(count):
+                (tmp_path / part / name / f"{i}.png").write_bytes(picture(9))
+    command = ["train", "--data", str(tmp_path), "--model", "acn_vit_digits", "--depth", "1",
+               "--epochs", "2", "--batch-size", "4", "--out", str(tmp_path / "out")]  # fmt: skip
+    assert main(command) == 0
+    assert len((tmp_path / "out" / "log.csv").read_text().splitlines()) == 3
+    assert Model.from_pretrained(tmp_path / "out" / "model").config.classes == 2
