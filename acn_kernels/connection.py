@@ -1,9 +1,10 @@
 """How one layer is wired into the stack: what it reads, and how its input reaches the long sum.
 
 A layer that owns the norm at its entry lets the stack fuse it with the long connection: it lists
-its entry norms as ``entry_norms``, takes ``connection=None`` in its forward, and passes its input
-through ``connection.enter(x, norm)``, which returns norm(u) and sees to x's term of the sum. All
-other layers work too; the stack then enters them without a norm.
+its entry norms as ``entry_norms``, takes ``connection=None`` in its forward, turns it into the one
+it works with by ``Connection.begin``, and passes its input through ``connection.enter(x, norm)``,
+which returns norm(u) and sees to x's term of the sum. All other layers work too; the stack then
+enters them without a norm.
 """
 
 from __future__ import annotations

@@ -322,6 +322,11 @@ def test_a_run_is_not_mixed_with_another(uninterrupted, tmp_path, capsys):
     assert "is no checkpoint" in capsys.readouterr().err
 
 
+def test_a_run_keeps_its_number_of_processes(two_processes, capsys):
+    assert train(two_processes, "--resume") == 2
+    assert "there are 1 processes; the run in" in capsys.readouterr().err
+
+
 def test_without_accelerate_the_extra_is_named(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "accelerate", None)
     assert train(tmp_path) == 2

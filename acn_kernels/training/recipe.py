@@ -67,7 +67,7 @@ class Recipe:
     def settings(self) -> dict:
         """What a resumed run has to have in common with the one before; data may have moved."""
         settings = dataclasses.asdict(self)
-        del settings["data"]
+        del settings["data"], settings["save_every"]
         return settings | {"alpha": None if self.alpha is None else list(self.alpha)}
 
 
@@ -237,14 +237,14 @@ class _Run:
     def restore(self) -> None:
         """Goes to where the checkpoint in ``out`` is."""
         found = Checkpoint.load(self.out, self.settings)
-        self.step, self.rows = found.step, found.rows
-        self.model.load_state_dict(found.model)
-        self.optimizer.load_state_dict(found.optimizer)
         if len(found.processes) != self.share.processes:
             raise ValueError(
                 f"there are {self.share.processes} processes; the run in {self.out} has "
                 f"{len(found.processes)}"
             )
+        self.step, self.rows = found.step, found.rows
+        self.model.load_state_dict(found.model)
+        self.optimizer.load_state_dict(found.optimizer)
         own = found.processes[self.share.rank]
         self.loss.fill_(own["loss"])
         set_random_states(own["random"])
