@@ -5,8 +5,19 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from acn_kernels import __version__
+from acn_kernels.training.command import add_arguments as add_train_arguments
+
+# Optional modules and the extra that brings each.
+_EXTRAS = {
+    "PIL": "train",
+    "accelerate": "train",
+    "matplotlib": "demo",
+    "onnxscript": "onnx",
+    "sklearn": "demo",
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,7 +49,9 @@ def parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="print JSON")
     doctor.set_defaults(run=_doctor)
 
-    export = commands.add_parser("export", help="write a model for the C++ runtime and acn_infer")
+    export = commands.add_parser(
+        "export", help="write a model for the C++ runtime and acn_infer, or as ONNX"
+    )
     export.add_argument("model", metavar="MODEL", help="a folder that save_pretrained wrote")
     export.add_argument("folder", metavar="DIR", help="where config and weights go")
     export.add_argument("--depth", type=int, metavar="K", help="keep the first K layers (all)")
@@ -52,7 +65,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="K,K",
         help="with --aot: the depths between which it compiles (none: all layers as one)",
     )
+    export.add_argument(
+        "--onnx", action="store_true", help="write model.onnx instead, of any wiring, in fp32"
+    )
     export.set_defaults(run=_export)
+
+    train = commands.add_parser("train", help="train a classifier; on many processes by torchrun")
+    add_train_arguments(train)
 
     return parser
 
@@ -66,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"acn-kernels {arguments.command}: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        extra = {"sklearn": "demo", "matplotlib": "demo"}.get(error.name)
+        extra = _EXTRAS.get(error.name)
         if extra is None:
             raise
         print(f"{error}; pip install 'acn-kernels[{extra}]' brings it", file=sys.stderr)
@@ -96,9 +115,16 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from acn_kernels.inference import export
+    from acn_kernels.inference import export, export_onnx
     from acn_kernels.models import Model
 
+    if arguments.onnx:
+        if arguments.aot or arguments.exits is not None or arguments.dtype != "fp32":
+            raise ValueError("--onnx goes with --depth alone")
+        path = Path(arguments.folder) / "model.onnx"
+        export_onnx(Model.from_pretrained(arguments.model), path, arguments.depth)
+        print(path)
+        return 0
     if arguments.exits is not None and not arguments.aot:
         raise ValueError("--exits goes with --aot; without it a call may name any")
     model = Model.from_pretrained(arguments.model)

@@ -1,14 +1,15 @@
 """How one layer is wired into the stack: what it reads, and how its input reaches the long sum.
 
 A layer that owns the norm at its entry lets the stack fuse it with the long connection: it lists
-its entry norms as ``entry_norms``, takes ``connection=None`` in its forward, and passes its input
-through ``connection.enter(x, norm)``, which returns norm(u) and sees to x's term of the sum. All
-other layers work too; the stack then enters them without a norm.
+its entry norms as ``entry_norms``, takes ``connection=None`` in its forward, turns it into the one
+it works with by ``Connection.begin``, and passes its input through ``connection.enter(x, norm)``,
+which returns norm(u) and sees to x's term of the sum. All other layers work too; the stack then
+enters them without a norm.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -58,17 +59,33 @@ class Connection:
     def __init__(
         self,
         wiring: Wiring | None = None,
-        scales: Iterator[Scale] | None = None,
+        scales: Iterable[Scale] = (),
         y: Tensor | None = None,
         closing: bool = False,
     ) -> None:
+        self._made_of = (wiring, scales, y, closing)
+        self._begun = False
         self.wiring = wiring or Wiring()
-        self.scales = scales
+        self.scales = iter(scales)
         self.y = y
         self.u: Tensor | None = None
         self._scale: Scale = None  # of the term that entered last
         self._around: Tensor | None = None  # what goes around the layer that is running
         self.closing = closing  # no layer follows: nobody reads the rows that y does not keep
+
+    @staticmethod
+    def begin(connection: Connection | None) -> Connection:
+        """What a layer works with, of the ``connection`` that it is called with.
+
+        Activation checkpointing around a layer calls it again in the backward pass, with the same
+        arguments: it then works with a connection as new, whose results nobody reads.
+        """
+        if connection is None:
+            return Connection()
+        if connection._begun:
+            return type(connection)(*connection._made_of)
+        connection._begun = torch.is_grad_enabled()  # without, one connection serves many layers
+        return connection
 
     @property
     def carried(self) -> list[Term] | Tensor | None:
@@ -159,9 +176,9 @@ class LongConnection(Connection):
     """alpha = 1 with gradients: each x forks to the next layer and to a term of the sum."""
 
     def __init__(
-        self, wiring: Wiring, scales: Iterator[Scale], y: None = None, closing: bool = False
+        self, wiring: Wiring, scales: Iterable[Scale], y: None = None, closing: bool = False
     ) -> None:
-        super().__init__(wiring, scales, closing=closing)
+        super().__init__(wiring, scales, y, closing)
         self.terms: list[Term] = []
 
     @property

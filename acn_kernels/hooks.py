@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -13,3 +13,11 @@ def has_hooks(module: nn.Module) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
     )
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether ``module`` is ``x @ weight.T + bias`` and no more: no hook waits to see it called,
+    and its weight holds its numbers itself, as a quantised or sharded one does not."""
+    if type(module) is not nn.Linear or has_hooks(module):
+        return False
+    return type(module.weight) in (nn.Parameter, Tensor)

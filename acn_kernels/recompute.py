@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _running = threading.local()
 
@@ -51,6 +51,8 @@ def recomputing() -> Iterator[None]:
     offers: dict[int, _Offer] = {}
 
     def pack(kept: Tensor) -> Tensor | _Again:
+        if type(kept) not in (Tensor, nn.Parameter):  # a sharded one has no memory to point at
+            return kept
         found = offers.get(kept.untyped_storage().data_ptr())
         # Memory of an offered tensor that is gone may have become another's.
         h = None if found is None else found.tensor()

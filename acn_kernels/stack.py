@@ -14,6 +14,7 @@ from acn_kernels import functional, torch_ops
 from acn_kernels.connection import (
     OMITTED,
     Connection,
+    Connection,
     LongConnection,
     MixedStream,
     RunningSum,
@@ -243,13 +244,18 @@ class FusedACNStack(LayerList):
             return Connection(wiring)
         return MixedStream(wiring, iter(self._scales_by_layer(i)[-1]), y)
 
+    def _connection_kind(self, wiring: Wiring) -> type[Connection]:
+        in_place = wiring.is_acn and not torch.is_grad_enabled()
+        return RunningSum if in_place else MixedStream
+
     def _advance(self, x, y, start, stop, wiring, args, kwargs, closing=False):
         """(x_stop, y, wiring of x_stop): ``closing`` may leave x_stop with the read rows alone."""
         scales = self._scales_by_layer(stop)[start:]
         layers = self._numbered()[start:stop]
-        if wiring.is_acn and not torch.is_grad_enabled():
+        kind = self._connection_kind(wiring)
+        if kind is RunningSum:
             # Nothing is kept for a backward pass: one connection goes along all layers.
-            connection = RunningSum(wiring, itertools.chain(*scales), y)
+            connection = kind(wiring, itertools.chain(*scales), y)
             for i, layer in enumerate(layers, start):
                 connection.closing = closing and i == stop - 1
                 x = _through(i, layer, x, connection, args, kwargs)
@@ -257,9 +263,7 @@ class FusedACNStack(LayerList):
         step = self._step()
         for i, layer in enumerate(layers, start):
             last = closing and i == stop - 1
-            x, y, wiring = step(
-                x, y, MixedStream, i, layer, wiring, scales[i - start], args, kwargs, last
-            )
+            x, y, wiring = step(x, y, kind, i, layer, wiring, scales[i - start], args, kwargs, last)
         return x, y, wiring
 
     def _joined(self, x, wiring, scales, args, kwargs) -> Tensor:
@@ -419,7 +423,7 @@ class FusedACNStack(LayerList):
 
 def _run(x, y, kind, i, layer, wiring, scales, args, kwargs, closing):
     """(x_{i+1}, what its connection carries on, the wiring of x_{i+1})."""
-    connection = kind(wiring, iter(scales), y, closing)
+    connection = kind(wiring, scales, y, closing)
     out = _through(i, layer, x, connection, args, kwargs)
     return out, connection.carried, connection.wiring
 

@@ -82,6 +82,8 @@ class _LinearFamily:
             if not _LinearFamily.takes(layer) or _activation_name(layer[1]) != activation:
                 return f"layers[{i}] differs from layers[0]"
             linear = layer[0]
+            if type(linear.weight) not in (nn.Parameter, Tensor):
+                return f"layers[{i}] has a {type(linear.weight).__name__} for its weight"
             if linear.weight.shape != (width, width):
                 return f"layers[{i}] has a weight {tuple(linear.weight.shape)}"
             if (linear.bias is None) != (first[0].bias is None):

@@ -50,7 +50,7 @@ class Shift(nn.Module):
         return torch.tanh(self.weight * u.roll(1, -1) + self.bias)
 
     def forward(self, x: Tensor, connection: Connection | None = None) -> Tensor:
-        return self.body((connection or Connection()).enter(x, self.norm))
+        return self.body(Connection.begin(connection).enter(x, self.norm))
 
 
 class Opaque(nn.Module):

@@ -47,7 +47,7 @@ class MixerBlock(nn.Module):
 
     def forward(self, x: Tensor, connection: Connection | None = None) -> Tensor:
         """x [B, T, D] to the same shape."""
-        connection = connection or Connection()
+        connection = Connection.begin(connection)
         backend = connection.wiring.backend
         h = connection.enter(x, self.norm1).transpose(-1, -2)
         h = self.token_mlp(h, backend).transpose(-1, -2)

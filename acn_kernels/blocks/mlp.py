@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from acn_kernels import functional
 from acn_kernels.dispatch import choose
-from acn_kernels.hooks import has_hooks
+from acn_kernels.hooks import has_hooks, is_plain_linear
 from acn_kernels.recompute import offer
 
 
@@ -32,7 +32,7 @@ class Mlp(nn.Module):
 
     def _is_plain(self) -> bool:
         """Whether what happens before fc2 is known, and may be done in another way."""
-        linear = type(self.fc1) is nn.Linear and not has_hooks(self.fc1)
+        linear = is_plain_linear(self.fc1)
         exact = type(self.act) is nn.GELU and self.act.approximate == "none"
         return linear and exact and not has_hooks(self.act)
 

@@ -45,7 +45,7 @@ class PostNormBlock(nn.Module):
         self, x: Tensor, attn_mask: Tensor | None = None, connection: Connection | None = None
     ) -> Tensor:
         """x [B, T, D] to the same shape; ``attn_mask`` is that of torch's SDPA."""
-        connection = connection or Connection()
+        connection = Connection.begin(connection)
         x = connection.enter(x, None)
         rows = connection.take_read_rows()
         h = self.dropout(self.attn(x, attn_mask, rows=rows))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from acn_kernels.blocks.mlp import Mlp
 from acn_kernels.connection import Connection
-from acn_kernels.hooks import has_hooks
+from acn_kernels.hooks import is_plain_linear
 from acn_kernels.rows import RowSelection
 
 
@@ -90,7 +90,7 @@ class Attention(nn.Module):
 
     def _comes_apart(self) -> bool:
         """Whether qkv is a plain product, of which a part may be computed; else it is called."""
-        return type(self.qkv) is nn.Linear and not has_hooks(self.qkv)
+        return is_plain_linear(self.qkv)
 
 
 def _mask_of_rows(
@@ -152,7 +152,7 @@ class TransformerBlock(nn.Module):
             past_key_values: see :class:`Attention`.
             x_0: [B, T, D], the network's input where every block reads it too, ``block(x + x_0)``.
         """
-        connection = connection or Connection()
+        connection = Connection.begin(connection)
         h = self.attention_input(x, connection, x_0)
         rows = connection.take_read_rows()
         h = self.attn(h, attn_mask, is_causal, rows, past_key_values)

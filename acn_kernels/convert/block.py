@@ -66,7 +66,7 @@ class ConvertedBlock(Converted):
             return super().forward(*args, **kwargs)
         x, args = (args[0], args[1:]) if args else (kwargs.pop(self._acn_input), args)
         if connection is not None:
-            return self.acn_adapter.layer(self, x, connection, args, kwargs)
+            return self.acn_adapter.layer(self, x, Connection.begin(connection), args, kwargs)
         state = acn_state or state_of(x, self._acn_chain, self._acn_first)
         return self.acn_adapter.step(self, x, state, args, kwargs)
 

@@ -199,6 +199,8 @@ def _obstacles_in(block: nn.Module) -> Iterator[str]:
         expected = nn.LayerNorm if part.startswith("norm") else nn.Linear
         if type(module) is not expected:
             yield f"has {part} of {type(module).__name__}, not {expected.__name__}"
+        elif type(module.weight) not in (nn.Parameter, Tensor, type(None)):
+            yield f"has {part} with a {type(module.weight).__name__}"
         elif module.weight is None or module.bias is None:
             yield f"has {part} without a weight or a bias"
     for mlp in (block.token_mlp, block.channel_mlp):

@@ -7,6 +7,7 @@ from acn_kernels.inference.early_exit import EarlyExit, ExitResult, entropy
 from acn_kernels.inference.engine import Engine, EngineResult
 from acn_kernels.inference.export import export
 from acn_kernels.inference.probe import probe, probe_logits
+from acn_kernels.inference.program import export_onnx, exported_program
 from acn_kernels.inference.truncation import truncate
 
 __all__ = [
@@ -18,6 +19,8 @@ __all__ = [
     "entropy",
     "exit_threshold",
     "export",
+    "export_onnx",
+    "exported_program",
     "probe",
     "probe_logits",
     "truncate",

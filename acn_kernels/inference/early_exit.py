@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from acn_kernels import functional
 from acn_kernels.functional import compact
 from acn_kernels.functional import entropy as entropy
-from acn_kernels.hooks import has_hooks
+from acn_kernels.hooks import is_plain_linear
 from acn_kernels.inference.criteria import check_criterion, check_exits
 from acn_kernels.inference.decision import decide
 from acn_kernels.inference.engine import Engine
@@ -22,6 +22,7 @@ from acn_kernels.inference.engine_model import (
 )
 from acn_kernels.models import ImageClassifier, Mixer
 from acn_kernels.norm_spec import NormSpec
+from acn_kernels.sharding import is_fsdp, refuse_exits_when_sharded
 from acn_kernels.stack import FusedACNStack
 
 
@@ -48,7 +49,7 @@ def obstacle_to_mixer_exit(model: nn.Module, x: Tensor) -> str | None:
     stack, head = model.blocks, getattr(model, "head", None)
     if type(model) is not Mixer or type(stack) is not FusedACNStack:
         return f"the model is a {type(model).__name__} with a {type(stack).__name__}, no Mixer"
-    if type(head) is not nn.Linear or has_hooks(head):
+    if not is_plain_linear(head):
         return "the head is no plain Linear layer"
     if model.training:
         return "the model is in training mode"
@@ -112,7 +113,13 @@ class EarlyExit(nn.Module):
 
     @torch.no_grad()
     def forward(self, inputs: Tensor) -> ExitResult:
-        """(logits, depth) of inputs [B, ...], in their order."""
+        """(logits, depth) of inputs [B, ...], in their order.
+
+        Raises:
+            ValueError: the model is sharded by FSDP and there are exits.
+        """
+        if is_fsdp(self.model):
+            return self._in_step(inputs)
         engine = self._engine(inputs)
         if engine is not None:
             return ExitResult(*engine(inputs, self.exits, self.threshold, self.criterion)[:2])
@@ -120,6 +127,13 @@ class EarlyExit(nn.Module):
         if self.criterion == "entropy" and obstacle_to_mixer_exit(self.model, x) is None:
             return self._inside_kernel(x)
         return self._by_segments(x)
+
+    def _in_step(self, inputs: Tensor) -> ExitResult:
+        """Every process runs every layer: FSDP's would wait for one whose samples have all left."""
+        refuse_exits_when_sharded(self.exits)
+        logits = self.model(inputs)
+        depth = torch.full((len(logits),), len(self.model.blocks), device=logits.device)
+        return ExitResult(logits, depth)
 
     def _engine(self, inputs: Tensor) -> Engine | None:
         """The C++ engine of the model as it is now; None where it does not run this call."""

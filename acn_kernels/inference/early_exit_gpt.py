@@ -15,6 +15,7 @@ from transformers.utils.generic import can_return_tuple
 from acn_kernels.inference.criteria import certainty, check_criterion, check_exits, is_sure
 from acn_kernels.inference.live_cache import LiveCache, State
 from acn_kernels.models.huggingface import ACNGPTForCausalLM
+from acn_kernels.sharding import is_fsdp, refuse_exits_when_sharded
 
 
 @dataclasses.dataclass
@@ -81,6 +82,8 @@ class EarlyExitGPT(ACNGPTForCausalLM):
         """Logits and exit_depth; arguments as in ACNGPTForCausalLM, without labels."""
         if kwargs.get("labels") is not None:
             raise ValueError("labels is given; an EarlyExitGPT has no gradient: train its model")
+        if is_fsdp(self):
+            refuse_exits_when_sharded(self.exits)
         x, options = self.transformer.prepared(
             input_ids, past_key_values, attention_mask, position_ids, inputs_embeds, use_cache
         )

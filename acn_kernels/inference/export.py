@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from acn_kernels.files import written_whole
+from acn_kernels.inference.program import batch_program
 from acn_kernels.models import ImageClassifier, Model
 from acn_kernels.stack import FusedACNStack
 from acn_kernels.validation import check_depth
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 FAMILIES = ("vit", "mixer")
-_LARGEST_BATCH = 1 << 20
 
 
 def export(
@@ -49,6 +49,8 @@ def export(
             f"the model is of family {family!r}, wiring {wiring!r}; the runtime takes "
             f"{' and '.join(FAMILIES)}, wired 'acn'"
         )
+    if model.blocks.alpha != 1:
+        raise ValueError(f"the model's alpha is {model.blocks.alpha}; the runtime takes 1")
     if depth is not None:
         model = model.truncate(depth)
     model = copy.deepcopy(model).to("cpu", DTYPES[dtype]).eval()
@@ -83,11 +85,8 @@ def _compile(model: ImageClassifier, begin: int, end: int, path: Path) -> None:
     state = (x,)
     if begin:
         state = model.blocks.advance(x, stop=begin)
-    batch = torch.export.Dim("batch", min=1, max=_LARGEST_BATCH)
-    program = torch.export.export(
-        _Segment(model.blocks, begin, end),
-        tuple(tensor.contiguous() for tensor in state),
-        dynamic_shapes=({0: batch}, {0: batch} if begin else None)[: len(state)],
+    program = batch_program(
+        _Segment(model.blocks, begin, end), [tensor.contiguous() for tensor in state]
     )
     with written_whole(path) as temporary:
         torch._inductor.aoti_compile_and_package(program, package_path=str(temporary))

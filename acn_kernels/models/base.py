@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 import os
@@ -16,8 +15,9 @@ from torch import Tensor, nn
 
 from acn_kernels.blocks import FeedForwardStack, HybridStack
 from acn_kernels.files import written_whole
-from acn_kernels.hooks import has_hooks
+from acn_kernels.hooks import is_plain_linear
 from acn_kernels.models.timm_surface import TimmSurface, make_head
+from acn_kernels.sharding import gathered, shallow_copy
 from acn_kernels.stack import FusedACNStack
 
 CONFIG_FILE = "config.json"
@@ -51,8 +51,12 @@ def wire(
     if wiring == "hybrid":
         return HybridStack(blocks, norm, **{**options, "scales": "learned"})
     if alpha is None:
-        alpha = 1.0 if wiring == "acn" else 0.0
+        alpha = _alpha_of(wiring)
     return family(blocks, norm, alpha=alpha, **options)
+
+
+def _alpha_of(wiring: str) -> float:
+    return 0.0 if wiring == "residual" else 1.0
 
 
 class Model(nn.Module):
@@ -82,14 +86,15 @@ class Model(nn.Module):
         Raises:
             TypeError, ValueError: k is not an integer in [0, depth].
         """
-        short = copy.copy(self)
-        short._modules = dict(self._modules)
+        short = shallow_copy(self)
         short.blocks = self.blocks.truncate(k)
         short.config = dataclasses.replace(self.config, depth=k)
         return short
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Writes ``config.json`` and ``model.safetensors`` into ``folder``, each whole or not.
+
+        Every process of a sharded model calls this; the first one writes.
 
         Raises:
             ValueError: the final norm was pruned, which no configuration says.
@@ -98,7 +103,11 @@ class Model(nn.Module):
             raise ValueError("the model's final norm was pruned: it could not be loaded again")
         folder = Path(folder)
         config = {"family": self.family, **dataclasses.asdict(self.config)}
-        weights = {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
+        if self.blocks.alpha != _alpha_of(self.config.wiring):
+            config["alpha"] = self.blocks.alpha
+        weights = gathered(self.state_dict())
+        if weights is None:
+            return
         with written_whole(folder / WEIGHTS_FILE) as path:
             save_file(weights, path)
         with written_whole(folder / CONFIG_FILE) as path:
@@ -121,7 +130,7 @@ class Model(nn.Module):
                 f"{folder / CONFIG_FILE} names family {family!r}; "
                 f"it takes one of {', '.join(Model.families)}"
             )
-        cls = Model.families[family]
+        cls, alpha = Model.families[family], config.pop("alpha", None)
         known = {field.name for field in dataclasses.fields(cls.config_class)}
         if set(config) != known:
             raise ValueError(
@@ -133,6 +142,8 @@ class Model(nn.Module):
             model.load_state_dict(load_file(folder / WEIGHTS_FILE))
         except RuntimeError as error:
             raise ValueError(f"{folder / WEIGHTS_FILE} is not of this model: {error}") from error
+        if alpha is not None:
+            model.blocks.alpha = alpha
         return model
 
 
@@ -200,7 +211,7 @@ class ImageClassifier(TimmSurface, Model):
         """The head, where :meth:`forward_head` is this linear map of the mean row and no more;
         None where a subclass, another module or a hook makes it something else."""
         own = getattr(self.forward_head, "__func__", None) is ImageClassifier.forward_head
-        plain = own and type(self.head) is nn.Linear and not has_hooks(self.head)
+        plain = own and is_plain_linear(self.head)
         return self.head if plain else None
 
     def forward(self, images: Tensor, depth: int | None = None) -> Tensor:

@@ -46,10 +46,11 @@ class ViT(ImageClassifier, family="vit"):
             self.blocks.rows = "first"
 
     def embed(self, images: Tensor) -> Tensor:
-        x = super().embed(images) + self.positions
+        x = super().embed(images)
+        x = x + self.positions.to(x.dtype)  # FSDP's mixed precision leaves buffers as they are
         if self.cls_token is None:
             return x
-        return torch.cat([self.cls_token.expand(len(x), 1, -1), x], dim=1)
+        return torch.cat([self.cls_token.expand(x.shape[0], 1, -1), x], dim=1)
 
 
 def sincos_2d(side: int, width: int, temperature: float = 10_000.0) -> Tensor:

@@ -11,6 +11,7 @@ from torch import nn
 from tqdm import tqdm
 
 from acn_kernels.training.digits import Split
+from acn_kernels.training.schedules import warmup_cosine
 
 
 def fit_side_by_side(
@@ -64,10 +65,3 @@ def fit_side_by_side(
             bar.update()
     bar.close()
     return seconds
-
-
-def warmup_cosine(step: int, warmup: int, total: int) -> float:
-    """The factor on the learning rate at ``step``: linear over ``warmup`` steps, then a cosine."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))

@@ -1,0 +1,54 @@
+"""Which samples make up which batch: a function of seed, epoch and step alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from acn_kernels.training.data import Files, Samples
+
+
+class Share(NamedTuple):
+    """What one of several processes takes of every batch."""
+
+    rank: int = 0
+    processes: int = 1
+
+
+class ShuffledBatches:
+    """The batches of one epoch from batch ``start`` on, in positions [batch_size / processes].
+
+    A last incomplete batch is left out, so that the mean of the processes' gradients is the
+    gradient of the batch, whatever their number.
+    """
+
+    def __init__(
+        self, samples: int, batch_size: int, seed: int, epoch: int, start: int, share: Share
+    ) -> None:
+        generator = torch.Generator().manual_seed(seed + epoch)
+        order = torch.randperm(samples, generator=generator)
+        whole = order[: samples - samples % batch_size].view(-1, batch_size)
+        self.batches = whole[start:, share.rank :: share.processes]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.batches)
+
+
+def loader(samples: Samples, batches: object, share: Share) -> DataLoader:
+    """(images, labels) of ``samples`` for each of ``batches``, positions [B]; files are read by
+    processes of their own."""
+    workers = 0
+    if isinstance(samples, Files):
+        workers = min(8, (os.cpu_count() or 1) // share.processes)
+    # Without a generator of its own a loader draws from the global one, once more after a resume.
+    return DataLoader(
+        samples, batch_size=None, sampler=batches, num_workers=workers, generator=torch.Generator()
+    )

@@ -1,0 +1,51 @@
+"""The code blocks of a page, and whether the commands in them exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def blocks_of(page: Path) -> list[tuple[str, str]]:
+    """(language, code) in their order."""
+    return re.findall(r"^```(\w+)\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def run_python_blocks(page: Path, without: str | None = None) -> dict:
+    """Runs them in their order, leaving out those that mention ``without``; the names they made."""
+    blocks = [code for language, code in blocks_of(page) if language == "python"]
+    assert blocks
+    names: dict = {"__name__": page.stem}
+    for code in blocks:
+        if without is None or without not in code:
+            exec(compile(code, page.name, "exec"), names)
+    return names
+
+
+def shell_commands(page: Path) -> list[list[str]]:
+    code = "".join(code for language, code in blocks_of(page) if language == "sh")
+    lines = code.replace("\\\n", "").splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line.strip()]
+
+
+def assert_command_exists(command: list[str]) -> None:
+    """Targets and subcommands are there; running them is the business of other tests and of CI."""
+    command = [word for word in command if not re.fullmatch(r"[A-Z_]+=.*", word)]
+    if command[0] == "torchrun":
+        at = command.index("-m")
+        assert command[at + 1] == "acn_kernels.cli"
+        command = ["acn-kernels", *command[at + 2 :]]
+    if command[0] == "make":
+        assert re.search(rf"^{command[1]}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    elif command[0] == "acn-kernels":
+        from acn_kernels.cli import parser
+
+        parser().parse_args(command[1:])
+    elif command[0] == "build/cpp/acn_infer":
+        usage = (ROOT / "csrc/tools/options.cpp").read_text()
+        assert all(word in usage for word in command if word.startswith("--"))
+    else:
+        assert command[0] == "pip", command

@@ -1,0 +1,139 @@
+"""Images on disk, in the two forms that ``acn-kernels train`` reads."""
+
+from __future__ import annotations
+
+import io
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from acn_kernels.cli import main
+from acn_kernels.models import Model
+from acn_kernels.training.data import load_images
+
+Image = pytest.importorskip("PIL.Image", reason="pillow decodes the images")
+CLASSES = ["cat", "dog"]
+
+
+def picture(size: int, kind: str = "PNG") -> bytes:
+    pixels = np.frombuffer(random.randbytes(size * size * 3), np.uint8).reshape(size, size, 3)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, kind)
+    return stream.getvalue()
+
+
+def pixels_of(data: bytes) -> torch.Tensor:
+    """[3, S, S] in [-1, 1], as the image library reads it."""
+    image = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), np.float64)
+    return torch.from_numpy(image.transpose(2, 0, 1) / 127.5 - 1).float()
+
+
+def archive(path, counts=(5, 3), **changes):
+    arrays, files = {"classes": np.array(CLASSES)}, {}
+    for part, count in zip(("train", "test"), counts, strict=True):
+        files[part] = [picture(6, "JPEG") for _ in range(count)]
+        arrays[f"{part}_jpeg"] = np.frombuffer(b"".join(files[part]), np.uint8)
+        arrays[f"{part}_offset"] = np.cumsum([0, *map(len, files[part])])
+        arrays[f"{part}_label"] = np.array([random.randrange(2) for _ in range(count)], np.uint8)
+    arrays |= changes
+    np.savez(path, **arrays)
+    return files, arrays
+
+
+def test_one_archive_of_jpeg_streams(tmp_path):
+    files, arrays = archive(tmp_path / "images.npz")
+    for source in (tmp_path, tmp_path / "images.npz"):
+        data = load_images(source, 6, 3)
+        assert data.classes == CLASSES and (len(data.train), len(data.test)) == (5, 3)
+        for part, samples in (("train", data.train), ("test", data.test)):
+            positions = torch.tensor([2, 0])
+            images, labels = samples[positions]
+            expected = torch.stack([pixels_of(files[part][i]) for i in (2, 0)])
+            torch.testing.assert_close(images, expected)
+            assert labels.tolist() == arrays[f"{part}_label"][[2, 0]].tolist()
+            assert labels.dtype == torch.int64
+
+
+def test_a_folder_for_each_class(tmp_path):
+    files = {}
+    for part in ("train", "val"):
+        for label, name in enumerate(CLASSES):
+            for i in range(2):
+                data = picture(8)
+                path = tmp_path / part / name / "deeper" / f"{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
+                files[part, 2 * label + i] = data
+            (tmp_path / part / name / "notes.txt").write_text("no image")
+    data = load_images(tmp_path, 8, 3)
+    assert data.classes == CLASSES
+    for part, samples in (("train", data.train), ("val", data.test)):
+        images, labels = samples[torch.arange(4)]
+        assert labels.tolist() == [0, 0, 1, 1]
+        torch.testing.assert_close(
+            images, torch.stack([pixels_of(files[part, i]) for i in range(4)])
+        )
+    assert load_images(tmp_path, 4, 1).train[torch.tensor([1])][0].shape == (1, 1, 4, 4)
+
+
+def test_the_middle_square_is_taken(tmp_path):
+    """Left third red, middle white, right third blue: what remains is white."""
+    row = [(255, 0, 0)] * 4 + [(255, 255, 255)] * 4 + [(0, 0, 255)] * 4
+    for part in ("train", "test"):
+        folder = tmp_path / part / "flag"
+        folder.mkdir(parents=True)
+        Image.fromarray(np.array([row] * 4, np.uint8)).save(folder / "0.png")
+    assert bool((load_images(tmp_path, 4, 3).train[torch.tensor([0])][0] == 1).all())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train_label": np.array([0] * 4)}, "do not go together"),
+        ({"train_label": np.array([7] * 5)}, "none of its 2 classes"),
+        ({"train_offset": np.array([0, 1, 2, 3, 4, 5])}, "do not go together"),
+        ({"train_jpeg": np.zeros(50, np.uint8), "train_offset": np.arange(0, 60, 10)},
+         "cannot be read"),
+    ],
+)  # fmt: skip
+def test_damaged_archives(change, message, tmp_path):
+    archive(tmp_path / "images.npz", **change)
+    with pytest.raises(ValueError, match=message):
+        load_images(tmp_path, 6, 3)
+
+
+def test_foreign_folders(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        load_images(tmp_path / "missing", 6, 3)
+    with pytest.raises(ValueError, match=r"it takes one \.npz file"):
+        load_images(tmp_path, 6, 3)
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    with pytest.raises(ValueError, match="no folder test or val"):
+        load_images(tmp_path, 6, 3)
+    (tmp_path / "test" / "cow").mkdir(parents=True)
+    (tmp_path / "train" / "cat" / "0.png").write_bytes(picture(6))
+    with pytest.raises(ValueError, match="without training images: cow"):
+        load_images(tmp_path, 6, 3)
+    (tmp_path / "test" / "cow").rmdir()
+    with pytest.raises(ValueError, match="has no images"):
+        load_images(tmp_path, 6, 3)
+    (tmp_path / "half.npz").write_bytes(b"PK\x03\x04 half")
+    with pytest.raises(ValueError, match="does not hold"):
+        load_images(tmp_path, 6, 3)
+
+
+def test_a_model_trains_on_files(tmp_path):
+    """From the command line to the log, files read by processes of their own."""
+    pytest.importorskip("accelerate", reason="the recipe stands on accelerate")
+    for part, count in (("train", 5), ("test", 3)):
+        for name in CLASSES:
+            (tmp_path / part / name).mkdir(parents=True)
+            for i in range(count):
+                (tmp_path / part / name / f"{i}.png").write_bytes(picture(9))
+    command = ["train", "--data", str(tmp_path), "--model", "acn_vit_digits", "--depth", "1",
+               "--epochs", "2", "--batch-size", "4", "--out", str(tmp_path / "out")]  # fmt: skip
+    assert main(command) == 0
+    assert len((tmp_path / "out" / "log.csv").read_text().splitlines()) == 3
+    assert Model.from_pretrained(tmp_path / "out" / "model").config.classes == 2
