@@ -14,7 +14,6 @@ from acn_kernels import functional, torch_ops
 from acn_kernels.connection import (
     OMITTED,
     Connection,
-    Connection,
     LongConnection,
     MixedStream,
     RunningSum,
