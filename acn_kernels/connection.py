@@ -26,6 +26,17 @@ OMITTED = "omitted"
 Scale = Tensor | str | None
 
 
+def has_entry_norms(layer: nn.Module) -> bool:
+    """Whether the layer lists ``entry_norms``: hasattr, without the exception that nn.Module
+    raises inside it for each layer that has none, which costs as much as a small layer."""
+    named = (
+        hasattr(type(layer), "entry_norms")
+        or "entry_norms" in layer.__dict__
+        or "entry_norms" in layer._modules
+    )
+    return named and hasattr(layer, "entry_norms")
+
+
 class Wiring(NamedTuple):
     """What all connections of one forward pass share."""
 

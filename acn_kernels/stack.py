@@ -21,6 +21,7 @@ from acn_kernels.connection import (
     Wiring,
     add_term,
     as_data,
+    has_entry_norms,
 )
 from acn_kernels.dispatch import check_backend
 from acn_kernels.layer_list import LayerList
@@ -430,7 +431,7 @@ def _run(x, y, kind, i, layer, wiring, scales, args, kwargs, closing):
 def _through(i, layer, x, connection, args, kwargs):
     """The output of layers[i]; of the read rows alone where the layer computes no others."""
     rows = connection.wiring.rows
-    if hasattr(layer, "entry_norms"):
+    if has_entry_norms(layer):
         out = layer(x, *args, connection=connection, **kwargs)
     else:
         out = layer(connection.enter(x, None), *args, **kwargs)
