@@ -1,6 +1,7 @@
 """Fused kernels for Auto-Compressing Networks (arXiv 2506.09714)."""
 
 from acn_kernels import functional, models, reference
+from acn_kernels.analysis import gradients
 from acn_kernels.convert import anneal, convert
 from acn_kernels.explain import explain
 from acn_kernels.inference import EarlyExit, Engine, probe, truncate
@@ -18,6 +19,7 @@ __all__ = [
     "convert",
     "explain",
     "functional",
+    "gradients",
     "models",
     "probe",
     "reference",
