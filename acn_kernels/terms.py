@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from acn_kernels.blocks import HistoryStack
 from acn_kernels.connection import Connection, Scale, Wiring, add_term
 from acn_kernels.stack import FusedACNStack
 from acn_kernels.validation import check_depth
@@ -81,11 +82,13 @@ def stack_of(model: nn.Module) -> FusedACNStack:
     """The one stack in ``model`` (or ``model`` itself).
 
     Raises:
-        TypeError: there is none, or more than one.
+        TypeError: there is none, or more than one, or it has no long sum to observe.
     """
     found = [module for module in model.modules() if isinstance(module, FusedACNStack)]
     if len(found) != 1:
         raise TypeError(
             f"model, a {type(model).__name__}, holds {len(found)} FusedACNStacks; it takes one"
         )
+    if isinstance(found[0], HistoryStack):
+        raise TypeError(f"model holds a {type(found[0]).__name__}, which sums no outputs")
     return found[0]
