@@ -82,8 +82,12 @@ def test_missing_data_fails_with_its_reason(tmp_path, monkeypatch, capsys):
         "--experiment", "fig6", "--preset", "small", "--jobs", "1", "--seeds", "1",
         "--out", str(tmp_path), "--work", str(tmp_path),
     ])  # fmt: skip
-    assert status == 1
+    assert status == 2
     assert "no data folder: name one by --data-dir" in capsys.readouterr().err
+    lacking = settings(tmp_path, tmp_path, preset="small", data_dir=str(tmp_path))
+    outcome = runner.run(["table3_cifar100"], lacking)
+    assert len(outcome.absent) == 4 and not outcome.failed
+    assert "the data folder lacks" in capsys.readouterr().err
 
 
 def sealed(**changes):

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from acn_kernels.training.datasets import DATA_DIR
+from acn_kernels.training.datasets import DATA_DIR, data_folder
 from benchmarks.paper import report, runner
 from benchmarks.paper.dry_run import describe
 from benchmarks.paper.experiments import EXPERIMENTS
@@ -63,6 +63,12 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     folder, status = arguments.out / arguments.preset, 0
     if not arguments.report:
+        if arguments.preset != "smoke":
+            try:
+                data_folder(arguments.data_dir)
+            except (FileNotFoundError, ValueError) as error:
+                print(error, file=sys.stderr)
+                return 2
         deadline = None if arguments.budget is None else time.time() + arguments.budget
         outcome = runner.run(names, runner.Settings(
             arguments.preset, seeds, arguments.out, arguments.work, arguments.data_dir,

@@ -8,7 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +49,18 @@ class Unit:
         )  # fmt: skip
 
 
+class Absent(str):
+    """Why data is not there."""
+
+
 @dataclass
 class Outcome:
-    """left: units that no time was left for. failed: by unit, the reason."""
+    """left: units that no time was left for. absent: those whose data the user does not have.
+    failed: those that raised. Both with the reason."""
 
-    left: list[Unit]
-    failed: dict[Unit, str]
+    left: list[Unit] = field(default_factory=list)
+    absent: dict[Unit, str] = field(default_factory=dict)
+    failed: dict[Unit, str] = field(default_factory=dict)
 
 
 def units(names: Iterable[str], preset: str, seeds: int) -> list[Unit]:
@@ -68,7 +74,7 @@ def units(names: Iterable[str], preset: str, seeds: int) -> list[Unit]:
 
 def run(names: Sequence[str], settings: Settings) -> Outcome:
     """Runs what is not yet there, then writes one result file for each finished experiment."""
-    outcome, todo = Outcome([], {}), []
+    outcome, todo = Outcome(), []
     for unit in units(names, settings.preset, settings.seeds):
         if records.is_current(unit.file(settings), _identity(unit, settings)):
             print(f"{_told(unit)}: kept as it is", flush=True)
@@ -77,6 +83,9 @@ def run(names: Sequence[str], settings: Settings) -> Outcome:
     for unit, end in _ends(todo, settings):
         if end is OutOfTime:
             outcome.left.append(unit)
+        elif isinstance(end, Absent):
+            outcome.absent[unit] = end
+            print(f"{_told(unit)}: not run: {end}", file=sys.stderr, flush=True)
         elif end is not None:
             outcome.failed[unit] = end
             print(f"{_told(unit)}: failed: {end}", file=sys.stderr, flush=True)
@@ -88,7 +97,7 @@ def run(names: Sequence[str], settings: Settings) -> Outcome:
 
 
 def _ends(todo: list[Unit], settings: Settings):
-    """(unit, None, OutOfTime or the error's text) as they end."""
+    """(unit, how it ended) as they end: None, OutOfTime, Absent, or the error's text."""
     work = [(unit, settings) for unit in todo]
     if settings.jobs == 1 or len(work) < 2:
         yield from map(_run_unit, work)
@@ -117,9 +126,10 @@ def _run_unit(work: tuple[Unit, Settings]):
         metrics = experiment.measure(context, experiment.plan(settings.preset), unit.network)
     except OutOfTime:
         return unit, OutOfTime
+    except FileNotFoundError as error:
+        return unit, Absent(error)
     except Exception as error:
-        if not isinstance(error, (FileNotFoundError, ModuleNotFoundError)):
-            traceback.print_exc()
+        traceback.print_exc()
         return unit, f"{type(error).__name__}: {error}"
     records.write(unit.file(settings), {
         **_identity(unit, settings), "seconds": time.perf_counter() - started, "metrics": metrics,

@@ -5,8 +5,8 @@ from benchmarks.paper.sizes import training
 from benchmarks.paper.spec import Experiment, Plan, Row
 
 EPOCHS = {
-    "residual": {"smoke": 2, "small": 8, "paper": 300},
-    "ACN": {"smoke": 2, "small": 18, "paper": 700},
+    "residual": {"smoke": 2, "small": 6, "paper": 300},
+    "ACN": {"smoke": 2, "small": 14, "paper": 700},
 }
 
 
