@@ -12,7 +12,12 @@ from torch import Tensor, nn
 from acn_kernels.models import ImageClassifier
 from acn_kernels.training.digits import Split
 from acn_kernels.training.losses import Loss, Step, final_loss
-from acn_kernels.training.schedules import AlphaSchedule, warmup_cosine
+from acn_kernels.training.schedules import (
+    AlphaSchedule,
+    DepthSchedule,
+    FreezeSchedule,
+    warmup_cosine,
+)
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,8 @@ class Trainer:
     Args:
         loss: see :mod:`acn_kernels.training.losses`; one that is an nn.Module is trained too.
         alpha: sets the alpha of the model's stack before every step.
+        depth: how many of the layers take part in each step.
+        freeze: how many of the lowest ones, with the stem, no longer learn.
         after_backward: called between the backward pass and the optimiser's step.
     """
 
@@ -46,9 +53,13 @@ class Trainer:
         samples: int,
         loss: Loss = final_loss,
         alpha: AlphaSchedule | None = None,
+        depth: DepthSchedule | None = None,
+        freeze: FreezeSchedule | None = None,
         after_backward: Callable[[], None] | None = None,
     ) -> None:
         self.model, self.recipe, self.loss, self.alpha = model, recipe, loss, alpha
+        self.depth, self.freeze = None if depth is None else depth.checked(), freeze
+        self._short, self._frozen = model, 0  # the layers that take part; how many do not learn
         self.after_backward = after_backward
         self.steps_per_epoch = recipe.steps_per_epoch(samples)
         self.step = Step(0, recipe.epochs * self.steps_per_epoch)
@@ -72,12 +83,15 @@ class Trainer:
     def done(self) -> bool:
         return self.step.index >= self.step.total
 
+    @property
+    def network(self) -> ImageClassifier:
+        """What is trained: the model, or that of the layers which take part now."""
+        return self._short
+
     def train_on(self, images: Tensor, labels: Tensor) -> Tensor:
         """One step; returns the loss, detached."""
-        self.model.train()
-        if self.alpha is not None:
-            self.model.blocks.alpha = self.alpha.at(self.step.index / self.step.total)
-        loss = self.loss(self.model, images, labels, self.step)
+        self._follow_schedules(self.step.index / self.step.total)
+        loss = self.loss(self._short, images, labels, self.step)
         self.optimizer.zero_grad()
         loss.backward()
         if self.after_backward is not None:
@@ -85,9 +99,32 @@ class Trainer:
         self.optimizer.step()
         self.schedule.step()
         self.step = self.step._replace(index=self.step.index + 1)
-        if self.done and self.alpha is not None:
-            self.model.blocks.alpha = self.alpha.at(1.0)
+        if self.done:
+            self._finish()
         return loss.detach()
+
+    def _finish(self) -> None:
+        self.model.train()
+        if self.alpha is not None:
+            self.model.blocks.alpha = self.alpha.at(1.0)
+        if self._frozen:
+            self.model.requires_grad_(True)
+
+    def _follow_schedules(self, progress: float) -> None:
+        layers = len(self.model.blocks)
+        if self.alpha is not None:
+            self.model.blocks.alpha = self._short.blocks.alpha = self.alpha.at(progress)
+        if self.depth is not None:
+            taking_part = self.depth.at(progress, layers)
+            if taking_part != len(self._short.blocks):
+                self._short = self.model.truncate(taking_part)
+        frozen = 0 if self.freeze is None else self.freeze.at(progress, layers)
+        if frozen != self._frozen:
+            # Without a gradient below them, autograd ends where the frozen layers end.
+            for module in (self.model.stem, *self.model.blocks[:frozen]):
+                module.requires_grad_(False)
+            self._frozen = frozen
+        self._short.train()
 
     def train_epoch(self, data: Split) -> float:
         """All samples once, in an order that follows from the seed and the epoch; the mean loss."""

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
-
-from acn_kernels.analysis import count_flops
-from acn_kernels.models import create
+from benchmarks.paper import measures
 from benchmarks.paper.experiments import EXPERIMENTS, NOT_RUN
 from benchmarks.paper.spec import Data, Training
 from benchmarks.report.tables import table
@@ -25,11 +22,8 @@ def samples(data: Data) -> int:
 
 
 def training_flops(training: Training) -> float:
-    """Forward and backward passes of the whole training; a backward pass counts as two."""
-    model = create(training.model, **dict(training.changes))
-    size, channels = model.config.image_size, model.config.channels
-    forward = count_flops(model, torch.zeros(1, channels, size, size))
-    return 3.0 * forward * samples(training.data) * training.recipe.epochs
+    """Of the whole training of one network."""
+    return measures.training_flops(training, samples(training.data))
 
 
 def describe(names: Iterable[str], preset: str, seeds: int) -> str:

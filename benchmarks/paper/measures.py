@@ -11,11 +11,12 @@ from acn_kernels.blocks import HistoryStack
 from acn_kernels.inference import EarlyExit, cutoff_depth, entropy, probe_logits
 from acn_kernels.inference.early_exit import first_exit
 from acn_kernels.inference.segment_times import expected_seconds
+from acn_kernels.models import create
 from acn_kernels.timing import interleaved_seconds
 from acn_kernels.training.digits import Split
 from acn_kernels.training.losses import BranchLoss
 from benchmarks.paper.data import Prepared
-from benchmarks.paper.spec import Metrics
+from benchmarks.paper.spec import Metrics, Training
 from benchmarks.paper.trained import Trained, accuracy_by_depth, batches
 
 CUTOFF_DROP = 0.01  # a point of accuracy
@@ -73,6 +74,29 @@ def under_noise(model, data: Prepared, seed: int) -> Metrics:
         for noise, curves in found.items()
         for level, value in zip(curves.x, curves["accuracy"].tolist(), strict=True)
     }
+
+
+def to_reach(trained: Trained, accuracy: float) -> Metrics:
+    """Epochs and seconds of training until the test accuracy was reached; None where it was not."""
+    reached = [epoch for epoch, got in enumerate(trained.test_accuracy, 1) if got >= accuracy]
+    epochs = min(reached, default=None)
+    seconds = None if epochs is None else sum(trained.seconds[:epochs])
+    return {"epochs_to_reach": epochs, "seconds_to_reach": seconds}
+
+
+def training_flops(training: Training, samples: int) -> float:
+    """Of all forward and backward passes, step schedules followed; a backward pass counts two
+    forward passes, less what is frozen."""
+    model = create(training.model, **dict(training.changes))
+    size, layers = model.config.image_size, len(model.blocks)
+    cost = analysis.costs(model, torch.zeros(1, model.config.channels, size, size)).flops
+    total = 0.0
+    for epoch in range(training.recipe.epochs):
+        progress = epoch / training.recipe.epochs
+        depth = training.depth.at(progress, layers) if training.depth else layers
+        frozen = training.freeze.at(progress, layers) if training.freeze else 0
+        total += 3 * cost[depth].item() - 2 * (cost[frozen] - cost[0]).item()
+    return total * samples
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from acn_kernels.training.schedules import AlphaSchedule
+from acn_kernels.training.schedules import AlphaSchedule, DepthSchedule, FreezeSchedule
 from acn_kernels.training.trainer import Recipe
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ class Training:
     recipe: Recipe
     loss: str = "final"
     alpha: AlphaSchedule | None = None
+    depth: DepthSchedule | None = None
+    freeze: FreezeSchedule | None = None
     track: bool = False
 
 

@@ -54,15 +54,16 @@ class OutOfTime(Exception):
 
 @dataclass
 class Trained:
-    """A network in eval mode, its loss (branches hold heads), and by epoch the training loss, the
-    test accuracy and, where tracked, the gradient norms [layers]."""
+    """A network in eval mode (the layers that took part at the end), its loss (branches hold
+    heads), and by epoch the training loss, the test accuracy, the seconds of training and, where
+    tracked, the gradient norms [layers]."""
 
     model: nn.Module
     loss: object
     train_loss: list[float] = field(default_factory=list)
     test_accuracy: list[float] = field(default_factory=list)
     gradient_norms: list[Tensor] = field(default_factory=list)
-    seconds: float = 0.0
+    seconds: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,8 @@ class Context:
         while not trainer.done:
             started = time.perf_counter()
             kept.train_loss.append(trainer.train_epoch(data.train))
-            kept.seconds += time.perf_counter() - started
-            kept.test_accuracy.append(accuracy(trainer.model, data.test))
+            kept.seconds.append(time.perf_counter() - started)
+            kept.test_accuracy.append(accuracy(trainer.network, data.test))
             if history:
                 history.next_column()
             over = self.deadline is not None and time.time() > self.deadline
@@ -109,7 +110,7 @@ class Context:
                 saved = time.time()
             if over and not trainer.done:
                 raise OutOfTime
-        kept.model.eval()
+        kept.model = trainer.network.eval()
         return kept
 
     def _start(self, training: Training, data: Prepared):
@@ -120,7 +121,7 @@ class Context:
         history = GradientHistory(model) if training.track else None
         trainer = Trainer(
             model, training.recipe, len(data.train.labels), loss, training.alpha,
-            history.note if history else None,
+            training.depth, training.freeze, history.note if history else None,
         )  # fmt: skip
         return trainer, Trained(model, loss), history
 

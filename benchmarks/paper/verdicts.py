@@ -15,7 +15,8 @@ Runs = dict[str, dict[str, Any]]  # network -> seed -> metrics
 class Verdict:
     """ours, other: means over the seeds, in the row's unit. difference: ours - other, mean and
     deviation over the seeds (0 for one). paper: its difference. word: "same" (the paper's sign),
-    "better" (its sign, and at least its size), "worse" (not its sign) or "not run"."""
+    "better" (its sign, and at least its size), "worse" (not its sign, or never reached) or "not
+    run"."""
 
     row: Row
     ours: float | None = None
@@ -34,7 +35,8 @@ def judge(row: Row, runs: Runs) -> Verdict:
     of, against = runs.get(row.of, {}), runs.get(row.against, {})
     seeds = [s for s in of if s in against and _is_there(row, of[s]) and _is_there(row, against[s])]
     if not seeds:
-        return Verdict(row)
+        never = any(m.get(row.metric, 0) is None for m in of.values())
+        return Verdict(row, word="worse" if never else "not run")
     pairs = [(row.scale * of[s][row.metric], row.scale * against[s][row.metric]) for s in seeds]
     differences = [a - b for a, b in pairs]
     mean = statistics.mean(differences)

@@ -1,6 +1,7 @@
 """One file for each experiment, and the list of them all."""
 
 from benchmarks.paper.experiments import (
+    cheaper,
     fig1_2,
     fig3,
     fig4,
@@ -27,6 +28,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         table4.EXPERIMENT,
         table5.EXPERIMENT,
         table7.EXPERIMENT,
+        cheaper.EXPERIMENT,
     )
 }
 
