@@ -65,6 +65,8 @@ def test_contributions_and_effective_depth_by_hand():
     accuracy = torch.tensor([[0.1, 0.5, 0.8, 0.9], [0.1, 0.1, 0.1, 0.9], [0.3, 0.2, 0.5, 0.3]])
     gained = analysis.contributions(accuracy)
     torch.testing.assert_close(gained[0], torch.tensor([0.4, 0.3, 0.1]))
+    heat = analysis.contributions_over_training(accuracy).values
+    assert heat.shape == (3, 3) and torch.equal(heat[:, 1], gained[1])
     depth = analysis.effective_depth(accuracy)
     assert depth[0].item() == pytest.approx((0.4 + 2 * 0.3 + 3 * 0.1) / 0.8, rel=1e-6)
     # The same as the area above the curve.

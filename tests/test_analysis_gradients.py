@@ -14,7 +14,7 @@ from tolerances import assert_close
 from torch import Tensor, nn
 
 import acn_kernels as acn
-from acn_kernels.analysis import GradientHistory
+from acn_kernels.analysis import GradientHistory, gradients_by_step
 from acn_kernels.blocks import FeedForwardStack
 from acn_kernels.models import create
 
@@ -159,6 +159,17 @@ def test_history_is_the_mean_of_the_norms_that_steps_leave():
     history.next_column()
     truth = torch.tensor(norms, dtype=torch.float64).mean(0)[:, None]
     assert_close(history.grid().values, truth, roundings=10)
+
+
+def test_heat_maps_by_step():
+    network = classifier("acn_mixer_digits")
+    found = [acn.gradients(network, batch_of_digits()) for _ in range(3)]
+    grids = gradients_by_step(found)
+    assert set(grids) == {"DG", "NG", "FG", "DG/FG"}
+    assert grids["NG"].values.shape == (4, 3)
+    assert torch.equal(grids["DG/FG"].values[:, 1], found[1].ratio)
+    with pytest.raises(ValueError, match="found is empty"):
+        gradients_by_step([])
 
 
 def test_what_it_refuses():

@@ -89,6 +89,22 @@ def gradients(
     return Gradients(*([_flat(layer) for layer in kind] for kind in found))
 
 
+def gradients_by_step(found: Sequence[Gradients]) -> dict[str, Grid]:
+    """Heat maps, layers x steps, of "DG", "NG", "FG" and "DG/FG", from what :func:`gradients`
+    found at successive steps.
+
+    Raises:
+        ValueError: ``found`` is empty.
+    """
+    if not found:
+        raise ValueError("found is empty; it takes the Gradients of at least one step")
+    steps = [one.curves().values for one in found]
+    return {
+        name: Grid(name, "layer", "step", "norm", torch.stack([step[name] for step in steps], 1))
+        for name in steps[0]
+    }
+
+
 def _decomposed(
     value: Tensor, seen: Observed, layers: Sequence[list[nn.Parameter]], last_alone: bool
 ):

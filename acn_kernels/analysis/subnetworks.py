@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acn_kernels.analysis.results import Curves
+from acn_kernels.analysis.results import Curves, Grid
 from acn_kernels.inference.probe import accuracy_by_depth, probe
 from acn_kernels.models import ImageClassifier
 
@@ -67,6 +67,14 @@ def contributions(accuracy: Tensor) -> Tensor:
     """Incremental layer contribution [..., L]: accuracy [..., L+1] of sub-network k minus that of
     k-1. Over training: of accuracies [epochs, L+1]."""
     return accuracy.diff(dim=-1)
+
+
+def contributions_over_training(accuracy: Tensor) -> Grid:
+    """The heat map, layers x epochs, of the contributions in accuracy [epochs, L+1]."""
+    if accuracy.dim() != 2:
+        raise ValueError(f"accuracy has shape {tuple(accuracy.shape)}; it takes [epochs, L+1]")
+    values = contributions(accuracy).T
+    return Grid("incremental layer contribution", "layer", "epoch", "share right", values)
 
 
 def effective_depth(accuracy: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from acn_kernels import plotting
+from acn_kernels.analysis import contributions_over_training
 from acn_kernels.files import written_whole
 from benchmarks.paper import records
 from benchmarks.paper.experiments import EXPERIMENTS, NOT_RUN
@@ -106,11 +107,16 @@ def pictures(results: dict[str, dict[str, Any]], folder: Path) -> None:
                 alike, range(deepest), folder / f"{name}.png", "layers used", "test accuracy", title
             )
         for network, seeds in result["runs"].items():
-            norms = next(iter(seeds.values())).get("gradient_norms")
-            if norms:
-                file = folder / f"{name}-gradients-{network.replace(' ', '-')}.png"
-                heat = torch.tensor(norms).T
+            first, named = next(iter(seeds.values())), network.replace(" ", "-")
+            if "gradient_norms" in first:
+                heat = torch.tensor(first["gradient_norms"]).T
+                file = folder / f"{name}-gradients-{named}.png"
                 plotting.heat_map(heat, file, "epoch", "layer", f"gradient norms, {network}")
+            if "accuracy_by_epoch_and_depth" in first:
+                grown = contributions_over_training(
+                    torch.tensor(first["accuracy_by_epoch_and_depth"])
+                )
+                grown.draw(folder / f"{name}-contributions-{named}.png")
 
 
 def _has_curves(result: dict[str, Any]) -> bool:

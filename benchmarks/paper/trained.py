@@ -56,13 +56,14 @@ class OutOfTime(Exception):
 class Trained:
     """A network in eval mode (the layers that took part at the end), its loss (branches hold
     heads), and by epoch the training loss, the test accuracy, the seconds of training and, where
-    tracked, the gradient norms [layers]."""
+    tracked, the gradient norms [layers] and the test accuracy by depth."""
 
     model: nn.Module
     loss: object
     train_loss: list[float] = field(default_factory=list)
     test_accuracy: list[float] = field(default_factory=list)
     gradient_norms: list[Tensor] = field(default_factory=list)
+    accuracy_by_depth: list[list[float]] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
 
 
@@ -101,9 +102,13 @@ class Context:
             started = time.perf_counter()
             kept.train_loss.append(trainer.train_epoch(data.train))
             kept.seconds.append(time.perf_counter() - started)
-            kept.test_accuracy.append(accuracy(trainer.network, data.test))
             if history:
                 history.next_column()
+                by_depth = accuracy_by_depth(trainer.network, data.test).tolist()
+                kept.accuracy_by_depth.append(by_depth)
+                kept.test_accuracy.append(by_depth[-1])
+            else:
+                kept.test_accuracy.append(accuracy(trainer.network, data.test))
             over = self.deadline is not None and time.time() > self.deadline
             if trainer.done or over or time.time() > saved + _SECONDS_BETWEEN_SAVES:
                 _save(file, trainer, kept)
@@ -146,7 +151,7 @@ def accuracy_by_depth(model: nn.Module, data: Split) -> Tensor:
 
 
 def _save(file: Path, trainer: Trainer, kept: Trained) -> None:
-    names = ("train_loss", "test_accuracy", "gradient_norms", "seconds")
+    names = ("train_loss", "test_accuracy", "gradient_norms", "accuracy_by_depth", "seconds")
     state = {"trainer": trainer.state_dict(), "kept": {n: getattr(kept, n) for n in names}}
     with written_whole(file) as path:
         torch.save(state, path)

@@ -24,7 +24,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         table2.EXPERIMENT,
         table3.CIFAR10,
         table3.FASHION_MNIST,
-        table3.CIFAR100,
+        *table3.CIFAR100,
         table4.EXPERIMENT,
         table5.EXPERIMENT,
         table7.EXPERIMENT,

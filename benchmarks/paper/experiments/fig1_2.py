@@ -24,6 +24,7 @@ def measure(context, plan, name):
     return {
         **measures.depth_profile(trained.model, data.test),
         "linear_probe_by_depth": measures.linear_probes(trained.model, data),
+        "accuracy_by_epoch_and_depth": trained.accuracy_by_depth,
         **measures.gradient_profile(trained, data.train),
     }
 
