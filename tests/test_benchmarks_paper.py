@@ -8,6 +8,8 @@ import math
 import pytest
 import torch
 
+from acn_kernels.analysis import costs
+from acn_kernels.models import create
 from benchmarks.paper import __main__ as command
 from benchmarks.paper import dry_run, measures, records, report, runner, trained
 from benchmarks.paper.experiments import EXPERIMENTS, NOT_RUN
@@ -187,3 +189,18 @@ def test_rows_name_networks_that_there_are(preset):
         networks = experiment.plan(preset).trainings
         assert all({row.of, row.against} <= set(networks) for row in experiment.rows)
         assert all(training.loss in trained.LOSSES for training in networks.values())
+
+
+def test_training_flops_follow_the_schedules_by_hand():
+    ways = EXPERIMENTS["cheaper"].plan("smoke").trainings
+    plain = ways["residual"]
+    model = create(plain.model, **dict(plain.changes))
+    cost = costs(model, torch.zeros(1, 1, 8, 8)).flops.tolist()
+    assert measures.training_flops(plain, 10) == 10 * 3 * 3 * cost[4]  # 3 epochs of 4 layers
+    # 4 epochs: two of 4 layers, two of 2.
+    lower = ways["annealed, then the lower half"]
+    assert measures.training_flops(lower, 10) == 10 * 3 * 2 * (cost[4] + cost[2])
+    # 4 epochs: none frozen, none, none, and half of 2 layers.
+    frozen = ways["annealed, lower layers freeze"]
+    layer = cost[1] - cost[0]
+    assert measures.training_flops(frozen, 10) == 10 * (3 * 4 * cost[4] - 2 * layer)

@@ -30,10 +30,13 @@ def describe(names: Iterable[str], preset: str, seeds: int) -> str:
     """A table of all networks; one that several experiments share is counted once."""
     rows, counted, total = [], set(), 0.0
     for name in names:
-        for network, training in EXPERIMENTS[name].plan(preset).trainings.items():
+        plan = EXPERIMENTS[name].plan(preset)
+        for network, training in plan.trainings.items():
             flops = training_flops(training)
-            shared = repr(training) in counted
-            counted.add(repr(training))
+            # Tasks one after the other are trained anew by every method.
+            own = network if "tasks" in plan.options else None
+            shared = (repr(training), own) in counted
+            counted.add((repr(training), own))
             total += 0 if shared else flops * seeds
             rows.append([
                 name, network, training.data.name, str(samples(training.data)),

@@ -88,15 +88,17 @@ def training_flops(training: Training, samples: int) -> float:
     """Of all forward and backward passes, step schedules followed; a backward pass counts two
     forward passes, less what is frozen."""
     model = create(training.model, **dict(training.changes))
-    size, layers = model.config.image_size, len(model.blocks)
-    cost = analysis.costs(model, torch.zeros(1, model.config.channels, size, size)).flops
-    total = 0.0
-    for epoch in range(training.recipe.epochs):
-        progress = epoch / training.recipe.epochs
-        depth = training.depth.at(progress, layers) if training.depth else layers
-        frozen = training.freeze.at(progress, layers) if training.freeze else 0
-        total += 3 * cost[depth].item() - 2 * (cost[frozen] - cost[0]).item()
-    return total * samples
+    size, layers, epochs = model.config.image_size, len(model.blocks), training.recipe.epochs
+    shares = [epoch / epochs for epoch in range(epochs)]
+    depths = [training.depth.at(p, layers) if training.depth else layers for p in shares]
+    frozen = [training.freeze.at(p, layers) if training.freeze else 0 for p in shares]
+    wanted = sorted({0, *depths, *frozen})
+    image = torch.zeros(1, model.config.channels, size, size)
+    forward = dict(zip(wanted, analysis.costs(model, image, wanted).flops.tolist(), strict=True))
+    passes = (
+        3 * forward[d] - 2 * (forward[f] - forward[0]) for d, f in zip(depths, frozen, strict=True)
+    )
+    return float(sum(passes) * samples)
 
 
 @torch.no_grad()
