@@ -52,7 +52,7 @@ class Costs:
 
 
 def costs(model: nn.Module, inputs: Tensor, depths: Sequence[int] | None = None) -> Costs:
-    """What ``model``, cut to each of ``depths`` (None: 0 .. L), costs.
+    """What ``model``, cut to each of ``depths`` (None: 0 .. L of its FusedACNStack), costs.
 
     Nothing is computed: the passes run on tensors without data.
 
@@ -68,8 +68,9 @@ def costs(model: nn.Module, inputs: Tensor, depths: Sequence[int] | None = None)
         raise TypeError(f"model is a {type(model).__name__}; it takes one with truncate(k)")
     if len(inputs) != 1:
         raise ValueError(f"inputs holds {len(inputs)} samples; it takes one")
-    layers = len(next(m for m in model.modules() if isinstance(m, FusedACNStack)))
-    depths = range(layers + 1) if depths is None else depths
+    if depths is None:
+        stacks = [m for m in model.modules() if isinstance(m, FusedACNStack)]
+        depths = range(len(stacks[0]) + 1 if stacks else 1)
     cut = [model.truncate(k) for k in depths]
     return Costs(
         depths,
