@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from acn_kernels.blocks import FeedForwardStack, HistoryStack
-from acn_kernels.connection import Connection, MixedStream, Scale, Wiring, add_term
+from acn_kernels.blocks import HistoryStack
+from acn_kernels.connection import Connection, Scale, Wiring, add_term
 from acn_kernels.stack import FusedACNStack
 from acn_kernels.validation import check_depth
 
@@ -46,8 +46,7 @@ def observed(stack: FusedACNStack) -> Iterator[Observed]:
         record.outputs.clear()
         depth = check_depth(depth, len(stack), stack.include_input)
         y, wiring, scales = None, stack._wiring(x), stack._scales_by_layer(depth)
-        base = Connection if isinstance(stack, FeedForwardStack) else MixedStream
-        step = stack._step()
+        base, step = stack._connection_kind(wiring), stack._step()
         for i, layer in enumerate(list(stack)[:depth]):
             kind = _noting(base, record, i, scales[i])
             x, y, wiring = step(x, y, kind, i, layer, wiring, scales[i], args, kwargs, False)

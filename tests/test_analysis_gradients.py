@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import acn_kernels as acn
 from acn_kernels.analysis import GradientHistory, gradients_by_step
-from acn_kernels.blocks import FeedForwardStack
+from acn_kernels.blocks import FeedForwardStack, PostNormBlock, PostNormStack
 from acn_kernels.models import create
 
 # Of a 1D linear network: (class, options, the backward term's part beyond the DG, from w above,
@@ -82,6 +82,7 @@ CASES = [
     ("acn_mixer_digits", {"wiring": "residual"}, {}),
     ("acn_mixer_digits", {"wiring": "feedforward"}, {}),
     ("acn_mixer_digits", {"closing": True}, {}),
+    ("acn_mixer_digits", {"wiring": "hybrid"}, {}),
     ("acn_mixer_digits", {}, {"alpha": 0.6}),
     ("acn_vit_digits", {}, {"granularity": "sublayer"}),
     ("acn_vit_digits", {"wiring": "residual"}, {"granularity": "sublayer"}),
@@ -159,6 +160,19 @@ def test_history_is_the_mean_of_the_norms_that_steps_leave():
     history.next_column()
     truth = torch.tensor(norms, dtype=torch.float64).mean(0)[:, None]
     assert_close(history.grid().values, truth, roundings=10)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
+def test_post_norm_blocks(alpha):
+    """alpha = 0 has no long connection below the last layer."""
+    stack = PostNormStack([PostNormBlock(8, 2, 16) for _ in range(3)], alpha=alpha).double()
+    x, target = torch.randn(2, 2, 5, 8, dtype=torch.float64).unbind()
+    found = acn.gradients(stack, (x, target), loss=F.mse_loss)
+    for i, layer in enumerate(stack):
+        truth = torch.autograd.grad(F.mse_loss(stack(x), target), list(layer.parameters()))
+        truth = torch.cat([g.flatten() for g in truth])
+        assert_close(found.direct[i] + found.mediated[i], truth, roundings=100)
+        assert (found.direct[i].norm() > 0) == (alpha > 0 or i == 2)
 
 
 def test_heat_maps_by_step():

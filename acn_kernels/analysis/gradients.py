@@ -140,8 +140,8 @@ def _decomposed(
 
 def _pulled(out: Tensor, of: Sequence[Tensor], g: Tensor | None = None) -> list[Tensor]:
     """Gradients of ``out`` weighed by g, zeros where it does not depend on one."""
-    if not of:
-        return []
+    if not out.requires_grad or not of:
+        return [torch.zeros_like(x) for x in of]
     found = torch.autograd.grad(out, of, g, retain_graph=True, allow_unused=True)
     return [torch.zeros_like(x) if d is None else d for x, d in zip(of, found, strict=True)]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from acn_kernels.connection import Wiring
+from acn_kernels.connection import Connection, Wiring
 from acn_kernels.stack import FusedACNStack
 from acn_kernels.validation import check_depth
 
@@ -31,3 +31,6 @@ class FeedForwardStack(FusedACNStack):
 
     def _wiring(self, x: Tensor) -> Wiring:
         return super()._wiring(x)._replace(alpha=1.0, detach=False)
+
+    def _connection_kind(self, wiring: Wiring) -> type[Connection]:
+        return Connection

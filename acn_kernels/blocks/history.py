@@ -39,7 +39,12 @@ class HistoryStack(FusedACNStack):
         return self.forward_intermediates(x, *args, indices=[depth], **kwargs)[0]
 
     def forward_intermediates(
-        self, x: Tensor, *args, indices: Sequence[int] | None = None, **kwargs
+        self,
+        x: Tensor,
+        *args,
+        indices: Sequence[int] | None = None,
+        norm: bool = True,
+        **kwargs,
     ) -> list[Tensor]:
         wanted = self._checked_depths(indices)
         wiring = self._wiring(x)._replace(alpha=self._inner_alpha)
@@ -47,7 +52,7 @@ class HistoryStack(FusedACNStack):
         for k in range(max(wanted, default=0) + 1):
             u = x if k == 0 else self.mixers[k - 1](outputs)
             if k in wanted:
-                found[k] = self._head_norm(wiring.selected(u), u)
+                found[k] = self._head_norm(wiring.selected(u), u, norm)
             if k < max(wanted):
                 outputs.append(self._entered(self[k], u, wiring, args, kwargs))
         return [found[k] for k in wanted]
