@@ -46,6 +46,8 @@ EXPERIMENT = Experiment(
         _row("ACN, shared head", "ACN, cut", (3.3, 1.5)),
         _row("ACN, shared head", "residual, shared head", None, "clock_speedup", "time"),
         _row("ACN, branches", "residual, branches", None, "clock_speedup", "time"),
+        Row("speed-up in FLOPs within a point of accuracy", "flops_speedup_within_a_point",
+            "ACN, shared head", "residual, shared head", 1),
         Row("accuracy with exits, points", "exit_accuracy", "ACN, shared head",
             "residual, shared head", 1, None, 100),
     ),
