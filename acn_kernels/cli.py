@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from acn_kernels import __version__
+from acn_kernels.analysis.command import add_probe_arguments, add_truncate_arguments
 from acn_kernels.training.command import add_arguments as add_train_arguments
 
 # Optional modules and the extra that brings each.
@@ -48,6 +49,11 @@ def parser() -> argparse.ArgumentParser:
     )
     doctor.add_argument("--json", action="store_true", help="print JSON")
     doctor.set_defaults(run=_doctor)
+
+    probe = commands.add_parser("probe", help="accuracy, contribution and cost by depth")
+    add_probe_arguments(probe)
+    truncate = commands.add_parser("truncate", help="cut a model at a depth, or find the depth")
+    add_truncate_arguments(truncate)
 
     export = commands.add_parser(
         "export", help="write a model for the C++ runtime and acn_infer, or as ONNX"

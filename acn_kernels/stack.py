@@ -231,10 +231,13 @@ class FusedACNStack(LayerList):
         return self._output(x, y, depth, self._wiring(x))
 
     def _output(self, x, y, depth, wiring, norm=True) -> Tensor:
+        return self._head_norm(self._sum(x, y, depth, wiring), x, norm)
+
+    def _sum(self, x, y, depth, wiring) -> Tensor:
+        """y_depth, the selected rows alone, from the state (x_depth, y)."""
         if y is not None and not wiring.is_acn:
             y = wiring.selected(y)
-        scale = self._last_scale(depth)
-        return self._head_norm(add_term(y, wiring.selected(x), scale), x, norm)
+        return add_term(y, wiring.selected(x), self._last_scale(depth))
 
     def reading(self, i: int, x: Tensor, y: Tensor | None) -> Connection:
         """A connection through which layers[i] may read its input u in the state (x_i, y), as

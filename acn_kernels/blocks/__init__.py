@@ -1,6 +1,7 @@
 """Blocks without short connections of their own, made for FusedACNStack, and its other wirings."""
 
 from acn_kernels.blocks.feedforward import FeedForwardStack
+from acn_kernels.blocks.history import DenseFormerStack, DenseNetStack, HistoryStack
 from acn_kernels.blocks.hybrid import HybridStack, PostNormStack
 from acn_kernels.blocks.mixer import MixerBlock
 from acn_kernels.blocks.mlp import Mlp
@@ -9,7 +10,10 @@ from acn_kernels.blocks.transformer import Attention, KeyValueCache, Transformer
 
 __all__ = [
     "Attention",
+    "DenseFormerStack",
+    "DenseNetStack",
     "FeedForwardStack",
+    "HistoryStack",
     "HybridStack",
     "KeyValueCache",
     "MixerBlock",

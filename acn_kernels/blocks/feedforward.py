@@ -25,9 +25,9 @@ class FeedForwardStack(FusedACNStack):
         x, y, wiring = self._advance(x, y, start, stop, wiring, args, kwargs, closing=True)
         return self._output(x, y, stop, wiring)
 
-    def _output(self, x, y, depth, wiring, norm=True) -> Tensor:
-        """norm(x_depth): there is no sum."""
-        return self._head_norm(wiring.selected(x), x, norm)
+    def _sum(self, x, y, depth, wiring) -> Tensor:
+        """x_depth: there is no sum."""
+        return wiring.selected(x)
 
     def _wiring(self, x: Tensor) -> Wiring:
         return super()._wiring(x)._replace(alpha=1.0, detach=False)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from acn_kernels.demo.experiment import BATCHES, NETWORKS, Outcome
+from acn_kernels.text_table import text_table
 
 Runs = list[dict[str, Outcome]]  # one per seed
 
@@ -14,13 +15,13 @@ def as_text(runs: Runs, max_drop: float) -> str:
     """The tables, each cell the mean over the seeds and, with several, ± their deviation."""
     depth = len(runs[0]["acn"].accuracy) - 1
     sections = [
-        _table(
+        text_table(
             "test accuracy by depth, %",
             [str(k) for k in range(depth + 1)],
             {name: _row(runs, name, lambda o, k: 100 * o.accuracy[k].item(), depth + 1)
              for name in NETWORKS},
         ),
-        _table(
+        text_table(
             f"chosen on the calibration set for a drop of at most {100 * max_drop:g} points",
             ["cutoff", "of", "accuracy there", "exit threshold", "exit accuracy", "mean depth",
              "training s"],
@@ -38,7 +39,7 @@ def as_text(runs: Runs, max_drop: float) -> str:
     for name in NETWORKS:
         ways = list(runs[0][name].milliseconds[BATCHES[0]])
         sections.append(
-            _table(
+            text_table(
                 f"{name}: milliseconds per batch, medians",
                 [f"batch {batch}" for batch in BATCHES],
                 {way: [
@@ -77,16 +78,3 @@ def _cell(runs: Runs, name: str, value: Callable[[Outcome], float], digits: int 
     values = [value(run[name]) for run in runs]
     mean = f"{statistics.mean(values):.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
-
-
-def _table(title: str, columns: Sequence[str], rows: dict[str, list[str]]) -> str:
-    first = max(map(len, rows))
-    widths = [max(len(c), *(len(row[i]) for row in rows.values())) for i, c in enumerate(columns)]
-    lines = [
-        title,
-        " " * first + "".join(f"  {c:>{w}}" for c, w in zip(columns, widths, strict=True)),
-    ]
-    for name, row in rows.items():
-        cells = "".join(f"  {cell:>{w}}" for cell, w in zip(row, widths, strict=True))
-        lines.append(f"{name:<{first}}{cells}")
-    return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 import importlib
 
+from acn_kernels.inference.calibrate import Calibration, calibrate
 from acn_kernels.inference.calibration import cutoff_depth, exit_threshold
 from acn_kernels.inference.early_exit import EarlyExit, ExitResult, entropy
 from acn_kernels.inference.engine import Engine, EngineResult
@@ -11,10 +12,12 @@ from acn_kernels.inference.program import export_onnx, exported_program
 from acn_kernels.inference.truncation import truncate
 
 __all__ = [
+    "Calibration",
     "EarlyExit",
     "Engine",
     "EngineResult",
     "ExitResult",
+    "calibrate",
     "cutoff_depth",
     "entropy",
     "exit_threshold",

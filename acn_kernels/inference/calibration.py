@@ -17,7 +17,7 @@ def cutoff_depth(accuracy: Tensor, max_drop: float) -> int:
         accuracy: [L+1], in [0, 1], by depth.
         max_drop: in [0, 1], 0.01 is one point.
     """
-    _check_drop(max_drop)
+    check_drop(max_drop)
     good = accuracy >= accuracy[-1] - max_drop - 1e-12
     return int(good.to(torch.int).argmax())
 
@@ -33,7 +33,7 @@ def exit_threshold(logits: Tensor, labels: Tensor, exits: Sequence[int], max_dro
     Returns:
         0.0 (nobody leaves early) where no threshold is good enough.
     """
-    _check_drop(max_drop)
+    check_drop(max_drop)
     full = (logits[-1].argmax(-1) == labels).double().mean()
     certainty = entropy(logits)
     candidates = certainty[list(exits)].flatten().unique()
@@ -48,6 +48,6 @@ def exit_threshold(logits: Tensor, labels: Tensor, exits: Sequence[int], max_dro
     return best
 
 
-def _check_drop(max_drop: float) -> None:
+def check_drop(max_drop: float) -> None:
     if not 0 <= max_drop <= 1:
         raise ValueError(f"max_drop is {max_drop}; it takes a number from 0 to 1")

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from acn_kernels.blocks import FeedForwardStack, HybridStack
+from acn_kernels.blocks import DenseFormerStack, DenseNetStack, FeedForwardStack, HybridStack
 from acn_kernels.files import written_whole
 from acn_kernels.hooks import is_plain_linear
 from acn_kernels.models.timm_surface import TimmSurface, make_head
@@ -22,7 +22,9 @@ from acn_kernels.stack import FusedACNStack
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-WIRINGS = ("acn", "residual", "feedforward", "hybrid")
+WIRINGS = (
+    "acn", "residual", "feedforward", "hybrid", "dg_only", "densenet", "denseformer",
+)  # fmt: skip
 
 
 def wire(
@@ -34,7 +36,8 @@ def wire(
     alpha: float | None = None,
     **options,
 ) -> FusedACNStack:
-    """The blocks as an ACN, as its residual or feed-forward twin, or as the hybrid of both.
+    """The blocks as an ACN, as its residual or feed-forward twin, or as the hybrid of both; as the
+    ACN that trains on the direct gradient alone, or wired as in DenseNet or DenseFormer.
 
     Args:
         family: the stack whose ends, at alpha 1 and 0, are the ACN and the residual network.
@@ -42,7 +45,7 @@ def wire(
         options: further arguments of the stack.
 
     Raises:
-        ValueError: ``wiring`` is none of "acn", "residual", "feedforward", "hybrid".
+        ValueError: ``wiring`` is none of WIRINGS.
     """
     if wiring not in WIRINGS:
         raise ValueError(f"wiring is {wiring!r}; it takes one of {', '.join(WIRINGS)}")
@@ -50,6 +53,12 @@ def wire(
         return FeedForwardStack(blocks, norm, **options)
     if wiring == "hybrid":
         return HybridStack(blocks, norm, **{**options, "scales": "learned"})
+    if wiring == "denseformer":
+        return DenseFormerStack(blocks, norm, **options)
+    if wiring == "densenet":
+        return DenseNetStack(blocks, norm, width=norm.normalized_shape[-1], **options)
+    if wiring == "dg_only":
+        return FusedACNStack(blocks, norm, direct_gradient_only=True, **options)
     if alpha is None:
         alpha = _alpha_of(wiring)
     return family(blocks, norm, alpha=alpha, **options)
@@ -151,8 +160,9 @@ class Model(nn.Module):
 class ImageConfig:
     """Image size and patches in pixels, width D and depth L of the stack, and its wiring.
 
-    wiring: "acn", or one of the twins from the same blocks, "residual" and "feedforward"; or
-    "hybrid", long and short connections with a learned share each.
+    wiring: "acn", or one of the twins from the same blocks: "residual", "feedforward", "dg_only"
+    (an ACN that trains on the direct gradient alone), "densenet" and "denseformer"; or "hybrid",
+    long and short connections with a learned share each.
     """
 
     image_size: int = 224

@@ -46,3 +46,51 @@ class AlphaSchedule(NamedTuple):
         if progress >= self.fraction:
             return self.end
         return self.start + (self.end - self.start) * progress / self.fraction
+
+
+class DepthSchedule(NamedTuple):
+    """How many of the layers take part in a step: the others are neither run nor trained.
+
+    ``stages``: (from which share of the training on, share of the layers), in order, the first one
+    from 0 on. ((0, 0.5), (0.3, 1)) grows the network; ((0, 1), (0.6, 0.5)) ends on its lower half,
+    and what is trained then is the network cut there.
+    """
+
+    stages: tuple[tuple[float, float], ...]
+
+    def checked(self) -> DepthSchedule:
+        """This schedule.
+
+        Raises:
+            ValueError: the stages do not begin at 0, are out of order, or a share is not in (0, 1].
+        """
+        starts = [start for start, _ in self.stages]
+        if not starts or starts[0] != 0 or starts != sorted(set(starts)) or starts[-1] >= 1:
+            raise ValueError(
+                f"stages begin at {starts}; they take 0 and then rising shares below 1"
+            )
+        for _, share in self.stages:
+            if not 0 < share <= 1:
+                raise ValueError(
+                    f"a stage has {share} of the layers; it takes more than 0, up to 1"
+                )
+        return self
+
+    def at(self, progress: float, layers: int) -> int:
+        """The layers that take part after the share ``progress`` of the training."""
+        share = next(s for start, s in reversed(self.stages) if start <= progress)
+        return max(1, math.ceil(share * layers - 1e-9))
+
+
+class FreezeSchedule(NamedTuple):
+    """The lowest layers stop learning one after the other, and cost no backward pass any more:
+    none up to the share ``start`` of the training, ``layers`` of them (a share) at its end."""
+
+    start: float
+    layers: float
+
+    def at(self, progress: float, layers: int) -> int:
+        """How many of the lowest layers are frozen after the share ``progress``."""
+        if progress < self.start or self.start >= 1:
+            return 0
+        return int(self.layers * layers * (progress - self.start) / (1 - self.start) + 1e-9)

@@ -1,0 +1,113 @@
+"""``acn-kernels probe`` and ``acn-kernels truncate``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from acn_kernels import analysis
+from acn_kernels.inference import calibrate, truncate
+from acn_kernels.models import ImageClassifier, Model
+from acn_kernels.text_table import text_table
+from acn_kernels.training.data import load_images
+
+
+def add_probe_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_model_and_data(parser, required=True)
+    parser.add_argument("--linear", action="store_true", help="also fit a classifier at each depth")
+    parser.add_argument("--picture", metavar="FILE", help="draw accuracy by depth into a PNG file")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run_probe)
+
+
+def add_truncate_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_model_and_data(parser, required=False)
+    parser.add_argument("folder", metavar="DIR", help="where the cut model goes")
+    parser.add_argument("--depth", type=int, metavar="K", help="keep the first K layers")
+    parser.add_argument(
+        "--max-drop", type=float, default=0.005, metavar="SHARE",
+        help="without --depth: keep as few layers as cost at most this of accuracy, on fresh data "
+        "too (0.005)",
+    )  # fmt: skip
+    parser.set_defaults(run=run_truncate)
+
+
+def _add_model_and_data(parser: argparse.ArgumentParser, required: bool) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a folder that save_pretrained wrote")
+    parser.add_argument(
+        "--data", required=required, metavar="SOURCE",
+        help='"digits", or what `acn-kernels train` reads; its test images are used',
+    )  # fmt: skip
+    parser.add_argument("--batch", type=int, default=256, metavar="SIZE")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
+
+
+def run_probe(arguments: argparse.Namespace) -> int:
+    """Prints, by depth, how good each sub-network is and what it costs."""
+    model = _model(arguments)
+    data = load_images(arguments.data, model.config.image_size, model.config.channels)
+    size, channels = model.config.image_size, model.config.channels
+    costs = analysis.costs(model, torch.zeros(1, channels, size, size, device=arguments.device))
+    curves = analysis.shared_head(model, _batches(data.test, arguments))
+    if arguments.linear:
+        parts = (_batches(part, arguments) for part in (data.train, data.test))
+        linear = analysis.linear_probes(model, *parts)
+        curves = dataclasses.replace(curves, values={**curves.values, **linear.values})
+    accuracy = curves["shared head"]
+    if arguments.picture:
+        curves.draw(arguments.picture)
+    gained = analysis.contributions(accuracy).tolist()
+    if arguments.json:
+        print(json.dumps({
+            "samples": len(data.test),
+            **{name: values.tolist() for name, values in curves.values.items()},
+            "contributions": gained,
+            "effective_depth": analysis.effective_depth(accuracy).item(),
+            "parameters": costs.parameters.tolist(),
+            "flops": costs.flops.tolist(),
+        }, indent=1))  # fmt: skip
+        return 0
+    rows = {
+        name: [f"{100 * v:.2f}" for v in values.tolist()] for name, values in curves.values.items()
+    }
+    rows["contribution"] = ["", *(f"{100 * v:+.2f}" for v in gained)]
+    columns = [str(k) for k in curves.x]
+    print(text_table(f"accuracy by depth, %, on {len(data.test)} samples", columns, rows))
+    print(f"effective depth: {analysis.effective_depth(accuracy).item():.2f} layers\n\n{costs}")
+    return 0
+
+
+def run_truncate(arguments: argparse.Namespace) -> int:
+    """Cuts the model at a depth, or where ``calibrate`` says, and saves it."""
+    if (arguments.depth is None) == (arguments.data is None):
+        raise ValueError("it takes --depth, or --data to find the depth on: one of them")
+    model, depth = _model(arguments), arguments.depth
+    if depth is None:
+        config = model.config
+        data = load_images(arguments.data, config.image_size, config.channels)
+        found = calibrate(model, _batches(data.test, arguments), arguments.max_drop)
+        print(found)
+        depth = found.depth
+    truncate(model, depth).save_pretrained(arguments.folder)
+    print(f"{arguments.folder}: the first {depth} of {len(model.blocks)} layers")
+    return 0
+
+
+def _model(arguments: argparse.Namespace) -> ImageClassifier:
+    model = Model.from_pretrained(arguments.model)
+    if not isinstance(model, ImageClassifier):
+        raise ValueError(f"MODEL is of family {model.family!r}; it takes an image classifier")
+    return model.to(arguments.device).eval()
+
+
+def _batches(samples, arguments: argparse.Namespace) -> Iterator[tuple[Tensor, Tensor]]:
+    if arguments.batch < 1:
+        raise ValueError(f"--batch is {arguments.batch}; it takes a number of at least 1")
+    for positions in torch.arange(len(samples)).split(arguments.batch):
+        images, labels = samples[positions]
+        yield images.to(arguments.device), labels.to(arguments.device)

@@ -1,0 +1,35 @@
+"""CKA: how alike what two depths represent is (Kornblith et al., arXiv 1905.00414)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from acn_kernels.analysis.results import Grid
+from acn_kernels.analysis.subnetworks import Batches, features_by_depth
+from acn_kernels.models import ImageClassifier
+
+
+def cka(x: Tensor, y: Tensor) -> Tensor:
+    """Linear CKA, in [0, 1], of features x [N, D] and y [N, E] of the same N samples.
+
+    ``|Y'X|_F^2 / (|X'X|_F |Y'Y|_F)`` with centred columns: 1 where one is the other rotated,
+    scaled and shifted. NaN where either is constant.
+
+    Raises:
+        ValueError: they are not of the same samples.
+    """
+    if x.dim() != 2 or y.dim() != 2 or len(x) != len(y):
+        raise ValueError(
+            f"x has shape {tuple(x.shape)} and y {tuple(y.shape)}; they take [N, D] and [N, E]"
+        )
+    x, y = (features.double() - features.double().mean(0) for features in (x, y))
+    within = (x.T @ x).norm() * (y.T @ y).norm()
+    return (x.T @ y).square().sum() / within
+
+
+def cka_by_depth(model: ImageClassifier, data: Batches) -> Grid:
+    """CKA [L+1, L+1] between the pooled sums y_k of all depths, over all samples in ``data``."""
+    features, _ = features_by_depth(model, data)
+    values = torch.stack([torch.stack([cka(x, y) for y in features]) for x in features])
+    return Grid("CKA between depths", "depth", "depth", "similarity", values.cpu())

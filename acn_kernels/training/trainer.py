@@ -1,0 +1,157 @@
+"""One network in training: its optimiser, its schedules, and a state that resumes exactly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from acn_kernels.models import ImageClassifier
+from acn_kernels.training.digits import Split
+from acn_kernels.training.losses import Loss, Step, final_loss
+from acn_kernels.training.schedules import (
+    AlphaSchedule,
+    DepthSchedule,
+    FreezeSchedule,
+    warmup_cosine,
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """AdamW; the learning rate rises over the first ``warmup`` epochs, then follows a cosine."""
+
+    epochs: int
+    batch_size: int = 64
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    warmup: float = 1.0
+    seed: int = 0
+
+    def steps_per_epoch(self, samples: int) -> int:
+        return math.ceil(samples / self.batch_size)
+
+
+class Trainer:
+    """Trains ``model`` by ``recipe`` on ``samples`` samples an epoch.
+
+    Args:
+        loss: see :mod:`acn_kernels.training.losses`; one that is an nn.Module is trained too.
+        alpha: sets the alpha of the model's stack before every step.
+        depth: how many of the layers take part in each step.
+        freeze: how many of the lowest ones, with the stem, no longer learn.
+        after_backward: called between the backward pass and the optimiser's step.
+    """
+
+    def __init__(
+        self,
+        model: ImageClassifier,
+        recipe: Recipe,
+        samples: int,
+        loss: Loss = final_loss,
+        alpha: AlphaSchedule | None = None,
+        depth: DepthSchedule | None = None,
+        freeze: FreezeSchedule | None = None,
+        after_backward: Callable[[], None] | None = None,
+    ) -> None:
+        self.model, self.recipe, self.loss, self.alpha = model, recipe, loss, alpha
+        self.depth, self.freeze = None if depth is None else depth.checked(), freeze
+        self._short, self._frozen = model, 0  # the layers that take part; how many do not learn
+        self.after_backward = after_backward
+        self.steps_per_epoch = recipe.steps_per_epoch(samples)
+        self.step = Step(0, recipe.epochs * self.steps_per_epoch)
+        parameters = list(model.parameters())
+        if isinstance(loss, nn.Module):
+            parameters += loss.to(parameters[0].device).parameters()
+        self.optimizer = torch.optim.AdamW(
+            parameters, recipe.lr, weight_decay=recipe.weight_decay, fused=True
+        )
+        warmup = round(recipe.warmup * self.steps_per_epoch)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: warmup_cosine(step, warmup, self.step.total)
+        )
+
+    @property
+    def epoch(self) -> int:
+        """Epochs that are done."""
+        return self.step.index // self.steps_per_epoch
+
+    @property
+    def done(self) -> bool:
+        return self.step.index >= self.step.total
+
+    @property
+    def network(self) -> ImageClassifier:
+        """What is trained: the model, or that of the layers which take part now."""
+        return self._short
+
+    def train_on(self, images: Tensor, labels: Tensor) -> Tensor:
+        """One step; returns the loss, detached."""
+        self._follow_schedules(self.step.index / self.step.total)
+        loss = self.loss(self._short, images, labels, self.step)
+        self.optimizer.zero_grad()
+        loss.backward()
+        if self.after_backward is not None:
+            self.after_backward()
+        self.optimizer.step()
+        self.schedule.step()
+        self.step = self.step._replace(index=self.step.index + 1)
+        if self.done:
+            self._finish()
+        return loss.detach()
+
+    def _finish(self) -> None:
+        self.model.train()
+        if self.alpha is not None:
+            self.model.blocks.alpha = self.alpha.at(1.0)
+        if self._frozen:
+            self.model.requires_grad_(True)
+
+    def _follow_schedules(self, progress: float) -> None:
+        layers = len(self.model.blocks)
+        if self.alpha is not None:
+            self.model.blocks.alpha = self._short.blocks.alpha = self.alpha.at(progress)
+        if self.depth is not None:
+            taking_part = self.depth.at(progress, layers)
+            if taking_part != len(self._short.blocks):
+                self._short = self.model.truncate(taking_part)
+        frozen = 0 if self.freeze is None else self.freeze.at(progress, layers)
+        if frozen != self._frozen:
+            # Without a gradient below them, autograd ends where the frozen layers end.
+            for module in (self.model.stem, *self.model.blocks[:frozen]):
+                module.requires_grad_(False)
+            self._frozen = frozen
+        self._short.train()
+
+    def train_epoch(self, data: Split) -> float:
+        """All samples once, in an order that follows from the seed and the epoch; the mean loss."""
+        generator = torch.Generator().manual_seed(self.recipe.seed * 100_003 + self.epoch)
+        order = torch.randperm(len(data.labels), generator=generator).to(data.labels.device)
+        losses = [
+            self.train_on(data.images[batch], data.labels[batch]) * len(batch)
+            for batch in order.split(self.recipe.batch_size)
+        ]
+        return (torch.stack(losses).sum() / len(order)).item()
+
+    def state_dict(self) -> dict:
+        """Everything that the rest of the training depends on, beside the data."""
+        return {
+            "model": self.model.state_dict(),
+            "loss": self.loss.state_dict() if isinstance(self.loss, nn.Module) else None,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "step": self.step.index,
+            "random": torch.get_rng_state(),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        self.model.load_state_dict(state["model"])
+        if isinstance(self.loss, nn.Module):
+            self.loss.load_state_dict(state["loss"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.step = self.step._replace(index=state["step"])
+        torch.set_rng_state(state["random"])

@@ -1,0 +1,89 @@
+"""``python -m benchmarks.paper --preset small --all --data-dir DIR``"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+from acn_kernels.training.datasets import DATA_DIR, data_folder
+from benchmarks.paper import report, runner
+from benchmarks.paper.dry_run import describe
+from benchmarks.paper.experiments import EXPERIMENTS
+from benchmarks.paper.spec import PRESETS
+
+RUNS_LEFT, SOME_FAILED = 3, 1
+_SEEDS = {"smoke": 1, "small": 2, "paper": 3}
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.paper",
+        description="The paper's experiments: one JSON file each, a table that sets ours beside "
+        "the paper's, pictures. What is finished is kept, so that a run goes on where it stopped.",
+    )
+    parser.add_argument("--preset", choices=PRESETS, default="small")
+    parser.add_argument("--all", action="store_true", help="every experiment")
+    parser.add_argument(
+        "--experiment", action="append", choices=EXPERIMENTS, metavar="NAME", default=[],
+        help=f"one of {', '.join(EXPERIMENTS)}; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--seeds", type=int, help="1 (smoke), 2 (small), 3 (paper)")
+    parser.add_argument("--data-dir", metavar="DIR", help=f"where the data is, or {DATA_DIR}")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/paper"), metavar="DIR")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/paper"), metavar="DIR",
+        help="trained networks and single runs; may be deleted",
+    )  # fmt: skip
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1")
+    parser.add_argument(
+        "--jobs", type=int, help="runs at once (the cores on a CPU, else 1), also on one card"
+    )
+    parser.add_argument(
+        "--budget", type=float, metavar="SECONDS",
+        help=f"stop then, keep what is done, exit with {RUNS_LEFT}; the same command goes on",
+    )  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true", help="say what would be trained, and end")
+    parser.add_argument("--report", action="store_true", help="only write tables and pictures")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    names = list(EXPERIMENTS) if arguments.all else arguments.experiment
+    seeds = _SEEDS[arguments.preset] if arguments.seeds is None else arguments.seeds
+    jobs = arguments.jobs or (os.cpu_count() if arguments.device == "cpu" else 1)
+    if not (names or arguments.report) or seeds < 1 or jobs < 1:
+        print("name an experiment, or --all or --report; --seeds and --jobs take at least 1")
+        return 2
+    if arguments.dry_run:
+        print(describe(names, arguments.preset, seeds))
+        return 0
+    folder, status = arguments.out / arguments.preset, 0
+    if not arguments.report:
+        if arguments.preset != "smoke":
+            try:
+                data_folder(arguments.data_dir)
+            except (FileNotFoundError, ValueError) as error:
+                print(error, file=sys.stderr)
+                return 2
+        deadline = None if arguments.budget is None else time.time() + arguments.budget
+        outcome = runner.run(names, runner.Settings(
+            arguments.preset, seeds, arguments.out, arguments.work, arguments.data_dir,
+            arguments.device, jobs, deadline,
+        ))  # fmt: skip
+        if outcome.left:
+            print(f"{len(outcome.left)} runs are left; the same command goes on with them")
+        status = SOME_FAILED if outcome.failed else RUNS_LEFT if outcome.left else 0
+    try:
+        print(report.write(folder))
+    except (FileNotFoundError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return status or 2
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""Fig. 4: the harder the task, the more layers an ACN uses."""
+
+from dataclasses import replace
+
+from benchmarks.paper import measures
+from benchmarks.paper.sizes import CIFAR, training
+from benchmarks.paper.spec import Experiment, Plan, Row
+
+EPOCHS = {
+    "residual": {"smoke": 2, "small": 10, "paper": 300},
+    "ACN": {"smoke": 2, "small": 14, "paper": 420},
+}
+CLASSES = (2, 5, 10)
+
+
+def plan(preset):
+    trainings = {}
+    for classes in CLASSES:
+        data = replace(CIFAR[preset], classes=tuple(range(classes)) if classes < 10 else None)
+        for name, wiring in (("residual", "residual"), ("ACN", "acn")):
+            trainings[f"{name}, {classes} classes"] = training(
+                preset, wiring, EPOCHS[name], data=data
+            )
+    return Plan(trainings)
+
+
+def measure(context, plan, name):
+    training = plan.trainings[name]
+    return measures.depth_profile(context.trained(training).model, context.data(training.data).test)
+
+
+def _row(what, of, against, paper):
+    return Row(what, "depth_used", of, against, -1, tuple(100 * k / 16 for k in paper), 100)
+
+
+EXPERIMENT = Experiment(
+    "fig4",
+    "Fig. 4: task difficulty, CIFAR-10 with 2, 5, 10 classes",
+    plan,
+    measure,
+    (
+        _row("layers used, %, 2 classes", "ACN, 2 classes", "residual, 2 classes", (8, 16)),
+        _row("layers used, %, 5 classes", "ACN, 5 classes", "residual, 5 classes", (10, 16)),
+        _row("layers used, %, 10 classes", "ACN, 10 classes", "residual, 10 classes", (12, 16)),
+        _row("layers used, %, 2 against 10 classes", "ACN, 2 classes", "ACN, 10 classes", (8, 12)),
+    ),
+)

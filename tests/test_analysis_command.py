@@ -1,0 +1,81 @@
+"""The commands probe and truncate, on a small network saved here."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import acn_kernels as acn
+from acn_kernels.cli import main
+from acn_kernels.models import Model, create
+from acn_kernels.training.data import load_images
+
+pytest.importorskip("sklearn", reason="the commands read scikit-learn's digits")
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A network of which layer 2 decides and layers 3 and 4 add nothing."""
+    network = create("acn_mixer_digits", depth=4).eval()
+    nn.init.normal_(network.head.weight, std=0.3)
+    for block in network.blocks[2:]:
+        for parameter in block.channel_mlp.fc2.parameters():
+            nn.init.zeros_(parameter)
+    network.save_pretrained(tmp_path / "model")
+    return network, tmp_path
+
+
+def digits():
+    samples = load_images("digits", 8, 1).test
+    return samples[torch.arange(len(samples))]
+
+
+def test_probe_prints_what_probe_finds(saved, capsys):
+    network, folder = saved
+    command = ["probe", str(folder / "model"), "--data", "digits", "--batch", "100"]
+    assert main([*command, "--json", "--linear"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    truth = acn.probe(network, [digits()])
+    assert printed["shared head"] == pytest.approx(truth.tolist())
+    assert printed["contributions"] == pytest.approx(truth.diff().tolist())
+    assert printed["contributions"][2:] == [0, 0] and len(printed["linear probe"]) == 5
+    assert printed["parameters"][-1] == sum(p.numel() for p in network.parameters())
+    assert main(command) == 0
+    text = capsys.readouterr().out
+    assert "accuracy by depth, %, on 500 samples" in text and "MFLOPs" in text
+
+
+def test_probe_draws(saved):
+    pytest.importorskip("matplotlib", reason="pictures")
+    picture = saved[1] / "probe.png"
+    command = ["probe", str(saved[1] / "model"), "--data", "digits", "--picture", str(picture)]
+    assert main(command) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_truncate_at_a_depth_and_where_calibrate_says(saved, capsys):
+    network, folder = saved
+    model, cut = str(folder / "model"), folder / "cut"
+    assert main(["truncate", model, str(cut), "--depth", "3"]) == 0
+    images, _ = digits()
+    assert torch.equal(Model.from_pretrained(cut).eval()(images), network(images, depth=3))
+    assert main(["truncate", model, str(cut), "--data", "digits", "--max-drop", "0.02"]) == 0
+    text = capsys.readouterr().out
+    depth = Model.from_pretrained(cut).config.depth
+    assert depth <= 2 and f"the first {depth} of 4 layers" in text and "19 of 20" in text
+
+
+def test_what_they_refuse(saved, capsys):
+    model = str(saved[1] / "model")
+    for command, message in (
+        (["truncate", model, "x"], "it takes --depth, or --data"),
+        (["truncate", model, "x", "--depth", "9"], "k is 9"),
+        (["truncate", model, "x", "--data", "digits"], "it takes at least 765"),
+        (["probe", model, "--data", "digits", "--batch", "0"], "--batch is 0"),
+        (["probe", str(saved[1] / "none"), "--data", "digits"], "none"),
+    ):
+        assert main(command) == 2
+        assert message in capsys.readouterr().err

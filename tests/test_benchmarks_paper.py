@@ -1,0 +1,206 @@
+"""Every experiment runs, small, on real digits; results are sealed; verdicts are by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from acn_kernels.analysis import costs
+from acn_kernels.models import create
+from benchmarks.paper import __main__ as command
+from benchmarks.paper import dry_run, measures, records, report, runner, trained
+from benchmarks.paper.experiments import EXPERIMENTS, NOT_RUN
+from benchmarks.paper.spec import PRESETS, Data, Row
+from benchmarks.paper.trained import Context, OutOfTime
+from benchmarks.paper.verdicts import judge
+
+pytest.importorskip("sklearn", reason="the smoke preset trains on scikit-learn's digits")
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """Shared by the experiments, as networks are."""
+    return tmp_path_factory.mktemp("work")
+
+
+def settings(work, out, **changes) -> runner.Settings:
+    return runner.Settings(**{"preset": "smoke", "seeds": 1, "out": out, "work": work, **changes})
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_runs_on_digits(name, work, tmp_path):
+    outcome = runner.run([name], settings(work, tmp_path))
+    assert not outcome.failed and not outcome.left
+    (result,) = records.read_all(tmp_path / "smoke")
+    experiment = EXPERIMENTS[name]
+    assert set(result["runs"]) == set(experiment.plan("smoke").trainings)
+    for row in experiment.rows:
+        for network in (row.of, row.against):
+            value = result["runs"][network]["0"][row.metric]
+            never = value is None and row.metric == "seconds_to_reach"
+            assert never or (isinstance(value, (int, float)) and not math.isinf(value))
+    text = report.markdown({name: result})
+    assert experiment.title in text and "not the paper's settings" in text
+    assert all(what in text for what in NOT_RUN)
+
+
+def test_training_learns_and_resumes_where_time_ran_out(tmp_path):
+    training = EXPERIMENTS["fig1_2"].plan("smoke").trainings["residual"]
+    whole = Context(tmp_path / "whole", seed=0).trained(training)
+    late = Context(tmp_path / "parts", seed=0, deadline=0.0)
+    for _ in range(training.recipe.epochs - 1):
+        with pytest.raises(OutOfTime):
+            late.trained(training)
+    again = late.trained(training)
+    assert again.train_loss == whole.train_loss and len(again.train_loss) == training.recipe.epochs
+    assert again.train_loss[-1] < again.train_loss[0]
+    for one, other in zip(whole.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert torch.equal(torch.stack(again.gradient_norms), torch.stack(whole.gradient_norms))
+
+
+def test_what_is_done_is_kept_and_what_is_left_is_said(work, tmp_path, capsys, monkeypatch):
+    late = settings(work, tmp_path / "late", deadline=0.0)
+    outcome = runner.run(["table4"], settings(tmp_path, tmp_path / "late", deadline=0.0))
+    assert len(outcome.left) == 3 and not (tmp_path / "late").exists()
+    runner.run(["table2"], settings(work, tmp_path))
+    monkeypatch.setattr(runner, "_run_unit", lambda unit: pytest.fail("ran again"))
+    assert not runner.run(["table2"], late).left
+    assert "kept as it is" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_runs_in_two_processes_give_the_same(work, tmp_path):
+    runner.run(["fig6"], settings(work, tmp_path / "one"))
+    runner.run(["fig6"], settings(tmp_path / "work", tmp_path / "two", jobs=2))
+    one, two = (records.read_all(tmp_path / side / "smoke")[0] for side in ("one", "two"))
+    assert one["runs"] == two["runs"]
+
+
+def test_missing_data_fails_with_its_reason(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("ACN_DATA_DIR", raising=False)
+    status = command.main([
+        "--experiment", "fig6", "--preset", "small", "--jobs", "1", "--seeds", "1",
+        "--out", str(tmp_path), "--work", str(tmp_path),
+    ])  # fmt: skip
+    assert status == 2
+    assert "no data folder: name one by --data-dir" in capsys.readouterr().err
+    lacking = settings(tmp_path, tmp_path, preset="small", data_dir=str(tmp_path))
+    outcome = runner.run(["table3_cifar100_5"], lacking)
+    assert len(outcome.absent) == 4 and not outcome.failed
+    assert "the data folder lacks" in capsys.readouterr().err
+
+
+def sealed(**changes):
+    return {"experiment": "fig6", "environment": {"sources": "abc", "commit": "1"}, **changes}
+
+
+def test_an_edited_result_is_refused(tmp_path):
+    file = tmp_path / "fig6.json"
+    records.write(file, sealed(runs={"ACN": {"0": {"accuracy": 0.5}}}))
+    assert records.read_all(tmp_path, "abc")[0]["experiment"] == "fig6"
+    file.write_text(file.read_text().replace("0.5", "0.6"))
+    with pytest.raises(records.Refused, match="was changed after it was written"):
+        records.read_all(tmp_path, "abc")
+    file.write_text(json.dumps({"experiment": "fig6"}))
+    with pytest.raises(records.Refused, match="is no result"):
+        records.read_all(tmp_path, "abc")
+
+
+def test_a_result_of_another_commit_is_refused(tmp_path, capsys):
+    records.write(tmp_path / "smoke" / "fig6.json", sealed())
+    with pytest.raises(records.Refused, match="measured with other code, at commit 1"):
+        records.read_all(tmp_path / "smoke")
+    assert command.main(["--report", "--preset", "smoke", "--out", str(tmp_path)]) == 2
+    assert "other code" in capsys.readouterr().err
+    assert not (tmp_path / "smoke" / "report.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("sign", "paper", "ours", "word"),
+    [
+        (1, (92.0, 90.0), (0.60, 0.50), "better"),
+        (1, (92.0, 90.0), (0.51, 0.50), "same"),
+        (1, (92.0, 90.0), (0.50, 0.51), "worse"),
+        (-1, (46.0, 52.0), (0.20, 0.30), "better"),
+        (-1, None, (0.20, 0.30), "same"),
+        (-1, None, (0.30, 0.30), "worse"),
+        (0, (70.7, 70.8), (0.495, 0.50), "same"),
+        (0, (70.7, 70.8), (0.48, 0.50), "worse"),
+    ],
+)
+def test_verdicts_by_hand(sign, paper, ours, word):
+    row = Row("", "accuracy", "a", "b", sign, paper, 100)
+    runs = {name: {"0": {"accuracy": value}} for name, value in zip("ab", ours, strict=True)}
+    verdict = judge(row, runs)
+    assert verdict.word == word
+    assert verdict.difference == pytest.approx(100 * (ours[0] - ours[1]))
+
+
+def test_spread_is_over_the_seeds_that_both_have():
+    row = Row("", "x", "a", "b", 1)
+    runs = {
+        "a": {"0": {"x": 3.0}, "1": {"x": 5.0}, "2": {"x": 9.0}},
+        "b": {"0": {"x": 1.0}, "1": {"x": 1.0}, "3": {"x": 0.0}, "2": {"x": math.nan}},
+    }
+    verdict = judge(row, runs)
+    assert (verdict.ours, verdict.other, verdict.difference) == (4.0, 1.0, 3.0)
+    assert verdict.spread == pytest.approx(math.sqrt(2))
+    assert judge(row, {}).word == "not run"
+    # What was never reached, while the other network reached it, is no gain.
+    assert judge(row, {"a": {"0": {"x": None}}, "b": {"0": {"x": 1.0}}}).word == "worse"
+
+
+def test_early_exit_counts_flops_by_hand(tmp_path):
+    """Two samples leave at the first exit, two stay: from the depths and the counted FLOPs."""
+    training = EXPERIMENTS["table7"].plan("smoke").trainings["ACN, shared head"]
+    kept = Context(tmp_path, 0).trained(training)
+    data = Context(tmp_path, 0).data(training.data).test
+    config = kept.model.config
+    tokens, width = config.tokens, config.width
+    layer = 4 * tokens * width * (config.token_mlp + config.channel_mlp)
+    stem, head = 2 * tokens * width * config.patch_size**2, 2 * width * config.classes
+    spent, full = measures._flops_spent(kept.model, data, torch.tensor([1, 1, 4, 4]), [1, 2, 3])
+    assert full == stem + head + 4 * layer
+    first, last = stem + head + layer, stem + 4 * layer + 4 * head
+    assert spent == pytest.approx((first + last) / 2)
+    everybody = measures.early_exit(kept, data, tau=100.0)
+    assert everybody["mean_depth"] == 1
+    assert everybody["flops_speedup"] == pytest.approx(full / first)
+    nobody = measures.early_exit(kept, data, tau=0.0)
+    assert nobody["mean_depth"] == 4 and nobody["exit_accuracy"] == nobody["accuracy"]
+
+
+def test_dry_run_of_the_paper_needs_no_data(capsys):
+    chosen = [f"--experiment={name}" for name in ("fig4", "table5")]
+    assert command.main(["--preset", "paper", *chosen, "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "DenseFormer" in printed and "TFLOPs in all" in printed and "needs the BERT" in printed
+    assert dry_run.samples(Data("cifar10", per_class=100)) == 1000
+    assert dry_run.samples(Data("cifar10", classes=(0, 1), train=20_000)) == 10_000
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_rows_name_networks_that_there_are(preset):
+    for experiment in EXPERIMENTS.values():
+        networks = experiment.plan(preset).trainings
+        assert all({row.of, row.against} <= set(networks) for row in experiment.rows)
+        assert all(training.loss in trained.LOSSES for training in networks.values())
+
+
+def test_training_flops_follow_the_schedules_by_hand():
+    ways = EXPERIMENTS["cheaper"].plan("smoke").trainings
+    plain = ways["residual"]
+    model = create(plain.model, **dict(plain.changes))
+    cost = costs(model, torch.zeros(1, 1, 8, 8)).flops.tolist()
+    assert measures.training_flops(plain, 10) == 10 * 3 * 3 * cost[4]  # 3 epochs of 4 layers
+    # 4 epochs: two of 4 layers, two of 2.
+    lower = ways["annealed, then the lower half"]
+    assert measures.training_flops(lower, 10) == 10 * 3 * 2 * (cost[4] + cost[2])
+    # 4 epochs: none frozen, none, none, and half of 2 layers.
+    frozen = ways["annealed, lower layers freeze"]
+    layer = cost[1] - cost[0]
+    assert measures.training_flops(frozen, 10) == 10 * (3 * 4 * cost[4] - 2 * layer)

@@ -1,0 +1,102 @@
+"""Schedules by hand; and that what does not take part costs and changes nothing."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from acn_kernels.models import create
+from acn_kernels.training.digits import Split
+from acn_kernels.training.schedules import AlphaSchedule, DepthSchedule, FreezeSchedule
+from acn_kernels.training.trainer import Recipe, Trainer
+
+
+def model(**changes):
+    network = create("acn_mixer_digits", **{"depth": 4, **changes})
+    network.blocks.backend = "torch"  # whose FLOPs the counter sees
+    nn.init.normal_(network.head.weight, std=0.3)
+    return network
+
+
+def data(size: int = 16) -> Split:
+    return Split(torch.randn(size, 1, 8, 8), torch.randint(10, (size,)))
+
+
+def test_depths_by_hand():
+    grow = DepthSchedule(((0, 0.25), (0.5, 0.6), (0.75, 1.0))).checked()
+    assert [grow.at(p, 8) for p in (0, 0.49, 0.5, 0.74, 0.75, 1.0)] == [2, 2, 5, 5, 8, 8]
+    assert DepthSchedule(((0, 0.01),)).at(0.3, 8) == 1
+    for stages in ((), ((0.1, 1),), ((0, 1), (0.5, 1), (0.4, 1)), ((0, 0),), ((0, 1), (1, 1))):
+        with pytest.raises(ValueError, match="stage"):
+            DepthSchedule(stages).checked()
+
+
+def test_frozen_layers_by_hand():
+    freeze = FreezeSchedule(0.5, 0.5)
+    assert [freeze.at(p, 8) for p in (0, 0.49, 0.5, 0.625, 0.75, 1.0)] == [0, 0, 0, 1, 2, 4]
+
+
+def changed(network, before) -> list[bool]:
+    """For every layer, whether any of its weights moved."""
+    return [
+        any(not torch.equal(a, b) for a, b in zip(*(m.parameters() for m in pair), strict=True))
+        for pair in zip(network.blocks, before.blocks, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("wiring", ["acn", "residual"])
+def test_only_layers_that_take_part_are_trained(wiring):
+    network, samples = model(wiring=wiring), data()
+    before = copy.deepcopy(network)
+    schedule = DepthSchedule(((0, 0.5), (0.5, 1.0)))
+    trainer = Trainer(network, Recipe(2, batch_size=16), 16, depth=schedule)
+    loss = trainer.train_on(*samples)
+    truth = F.cross_entropy(before(samples.images, depth=2), samples.labels)
+    torch.testing.assert_close(loss, truth.detach())
+    assert changed(network, before) == [True, True, False, False]
+    trainer.train_on(*samples)
+    assert all(changed(network, before)) and trainer.done
+
+
+def flops_of_a_step(trainer: Trainer, samples: Split) -> int:
+    with FlopCounterMode(display=False) as counter:
+        trainer.train_on(*samples)
+    return counter.get_total_flops()
+
+
+def test_frozen_layers_cost_no_backward_pass():
+    """A step: one forward pass and, of what learns, a backward pass of two forward passes."""
+    samples, flops = data(), {}
+    for share in (0.0, 0.5):
+        network = model()
+        trainer = Trainer(network, Recipe(4, batch_size=16), 16, freeze=FreezeSchedule(0.0, share))
+        before = [copy.deepcopy(network)]
+        for _ in range(4):
+            before.append(copy.deepcopy(network))
+            flops[share] = flops_of_a_step(trainer, samples)
+        # At three quarters of the training: 4 * share * 3/4 layers, rounded down.
+        frozen = int(3 * share)
+        assert changed(network, before[-1]) == [False] * frozen + [True] * (4 - frozen)
+        assert all(p.requires_grad for p in network.parameters())  # the trainer is done
+    tokens, width, config = 16, 64, network.config
+    layer = 4 * 16 * tokens * width * (config.token_mlp + config.channel_mlp)
+    stem = 2 * 16 * tokens * width * 4
+    # The stem, whose input takes no gradient, has half a backward pass.
+    assert flops[0.0] - flops[0.5] == 2 * layer + stem
+
+
+def test_alpha_reaches_the_cut_network_too():
+    network = model()
+    schedule, depth = AlphaSchedule(0.0, 1.0, 1.0), DepthSchedule(((0, 1.0), (0.5, 0.5)))
+    trainer = Trainer(network, Recipe(4, batch_size=16), 16, alpha=schedule, depth=depth)
+    seen = []
+    for _ in range(4):
+        trainer.train_on(*data())
+        seen.append((len(trainer._short.blocks), trainer._short.blocks.alpha))
+    assert seen == [(4, 0.0), (4, 0.25), (2, 0.5), (2, 0.75)]
+    assert network.blocks.alpha == 1.0
