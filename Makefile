@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 
 CPP := build/cpp$(addprefix -,$(SANITIZE))
 
-.PHONY: demo test test-all cpp-test benchmark lint wheel sdist clean
+.PHONY: demo test test-all cpp-test benchmark docs lint wheel sdist clean
 
 demo: $(READY)
 	$(BIN)/acn-kernels demo
@@ -31,6 +31,10 @@ benchmark: $(READY)
 	$(BIN)/python -m pytest tests/test_benchmarks_cpu.py -m slow --benchmark-only \
 	  --benchmark-autosave --benchmark-compare --benchmark-sort=name \
 	  --benchmark-columns=median,iqr,min,rounds
+
+# The API reference, from the docstrings.
+docs: $(READY)
+	$(BIN)/python tools/api_reference.py build/api
 
 lint: $(READY)
 	$(BIN)/ruff check .
