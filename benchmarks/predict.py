@@ -131,11 +131,15 @@ def as_table(found: list[Prediction]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.predict", description=__doc__)
     for name, value in Ceilings()._asdict().items():
         parser.add_argument(f"--{name}", type=float, default=value, help="per second")
-    print(as_table(predictions(Ceilings(**vars(parser.parse_args())))))
+    return parser
+
+
+def main() -> None:
+    print(as_table(predictions(Ceilings(**vars(parser().parse_args())))))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -47,5 +48,25 @@ def assert_command_exists(command: list[str]) -> None:
     elif command[0] == "build/cpp/acn_infer":
         usage = (ROOT / "csrc/tools/options.cpp").read_text()
         assert all(word in usage for word in command if word.startswith("--"))
+    elif command[:2] == ["python", "-m"]:
+        _entry_point(command[2]).parser().parse_args(command[3:])
+    elif command[0] == "benchmarks/on_gpu.sh":
+        pieces = re.search(r"all=\((.*?)\)", (ROOT / command[0]).read_text())[1].split()
+        assert {*command[2:]} <= {"--dry-run", *pieces}
+    elif command[0] == "python":
+        usage = (ROOT / command[1]).read_text()
+        assert all(f'"{word}"' in usage for word in command if word.startswith("--"))
     else:
         assert command[0] == "pip", command
+
+
+def _entry_point(name: str):
+    """What ``python -m name`` runs."""
+    module = importlib.import_module(name)
+    return importlib.import_module(f"{name}.__main__") if hasattr(module, "__path__") else module
+
+
+def links_of(page: Path) -> list[str]:
+    """Where the page's links lead, without those to other sites."""
+    found = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
+    return [link for link in found if not link.startswith(("http:", "https:"))]

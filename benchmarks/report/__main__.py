@@ -10,7 +10,7 @@ from benchmarks.report import pictures, readme, tables
 from benchmarks.report.results import load
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.report",
         description="Prints the tables of a throughput run and writes them, with a picture of "
@@ -21,7 +21,11 @@ def main() -> None:
         "--readme", type=Path, metavar="FILE",
         help="rewrite the figures between <!-- figures: NAME OF DIR --> and its end marker",
     )  # fmt: skip
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    arguments = parser().parse_args()
     results = load(arguments.folder)
     text = tables.report(results)
     print(text)
