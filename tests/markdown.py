@@ -67,6 +67,6 @@ def _entry_point(name: str):
 
 
 def links_of(page: Path) -> list[str]:
-    """Where the page's links lead, without those to other sites."""
+    """Where the page's links lead, without those to other sites and to itself."""
     found = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
-    return [link for link in found if not link.startswith(("http:", "https:"))]
+    return [link for link in found if not link.startswith(("http:", "https:", "#"))]

@@ -52,4 +52,6 @@ def test_methods_are_there_with_their_arguments(written):
     text = written["acn_kernels.md"]
     assert "### FusedACNStack.forward_intermediates\n" in text
     assert "### Engine.from_folder\n" in text and "compiled: bool = False" in text
+    assert "criterion: str = 'entropy'" in text and "model: ImageClassifier," in text
+    assert not [name for name, page in written.items() if " at 0x" in page]
     assert acn_kernels.FusedACNStack.advance.__doc__.splitlines()[0] in text

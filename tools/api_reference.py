@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,9 +86,12 @@ def signature(thing: object) -> str:
     if isinstance(thing, property):
         return ""
     try:
-        return str(inspect.signature(thing)).replace("'", "")
+        text = str(inspect.signature(thing))
     except (TypeError, ValueError):
         return ""
+    # Annotations are quoted where they wait to be evaluated; functions print their address.
+    text = re.sub(r"(: |-> )'([^']*)'", r"\1\2", text)
+    return re.sub(r"<function .*? at 0x[0-9a-f]+>", "...", text)
 
 
 def code(text: str) -> str:
