@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from acn_kernels.alpha_schedule import AlphaSchedule
 from acn_kernels.models import create
 from acn_kernels.training.digits import Split
-from acn_kernels.training.schedules import AlphaSchedule, DepthSchedule, FreezeSchedule
+from acn_kernels.training.schedules import DepthSchedule, FreezeSchedule
 from acn_kernels.training.trainer import Recipe, Trainer
 
 

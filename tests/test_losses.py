@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from acn_kernels.alpha_schedule import AlphaSchedule
 from acn_kernels.models import create
 from acn_kernels.training import continual
 from acn_kernels.training.digits import Split
@@ -23,7 +24,6 @@ from acn_kernels.training.losses import (
     layer_dropout,
     rising_weights,
 )
-from acn_kernels.training.schedules import AlphaSchedule
 from acn_kernels.training.trainer import Recipe, Trainer
 
 STEP = Step(0, 10)

@@ -16,11 +16,12 @@ import torch
 import torch.nn.functional as F
 from tolerances import assert_close
 
+from acn_kernels.alpha_schedule import AlphaSchedule
 from acn_kernels.cli import main
 from acn_kernels.models import Model, create
 from acn_kernels.training.batches import Share, ShuffledBatches
 from acn_kernels.training.digits import load_digits
-from acn_kernels.training.schedules import AlphaSchedule, warmup_cosine
+from acn_kernels.training.schedules import warmup_cosine
 
 pytest.importorskip("accelerate", reason="the recipe stands on accelerate")
 pytest.importorskip("sklearn", reason="the recipe is tested on scikit-learn's digits")
@@ -296,7 +297,7 @@ def test_bfloat16_by_accelerates_own_switch(tmp_path, monkeypatch):
     [
         (["--alpha", "0:1"], "alpha is '0:1'"),
         (["--alpha", "0:2:0.5"], "alpha is 2"),
-        (["--alpha", "0:1:2"], "fraction of alpha is 2"),
+        (["--alpha", "0:1:2"], "fraction of the schedule is 2"),
         (["--wiring", "residual"], "alpha is set and wiring is 'residual'"),
         (["--model", "resnet"], "model is 'resnet'"),
         (["--data", "/nowhere"], "data is '/nowhere'"),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from torch import nn
 
+from acn_kernels.alpha_schedule import AlphaSchedule
 from acn_kernels.convert.conversion import chains
 from acn_kernels.stack import FusedACNStack
 from acn_kernels.validation import check_alpha
@@ -25,7 +26,7 @@ class Annealing:
                 f"model is a {type(model).__name__} without alpha; it takes a FusedACNStack, a "
                 "model with one, or a model from acn.convert"
             )
-        self._schedule = schedule if callable(schedule) else _Ramp(schedule)
+        self._schedule = schedule if callable(schedule) else _ramp(schedule).at
 
     def step(self, progress: float) -> float:
         """Sets alpha for the share ``progress`` of the training, in [0, 1], and returns it.
@@ -43,25 +44,14 @@ class Annealing:
         return alpha
 
 
-class _Ramp:
-    """From start to end in a straight line over the first ``fraction``, then constant."""
-
-    def __init__(self, ramp: tuple[float, float, float]) -> None:
-        try:
-            start, end, fraction = ramp
-        except (TypeError, ValueError) as error:
-            raise TypeError(
-                f"schedule is {ramp!r}; it takes a function of progress or (start, end, fraction)"
-            ) from error
-        self.start, self.end = check_alpha(start), check_alpha(end)
-        if not 0 <= fraction <= 1:
-            raise ValueError(f"the fraction of the schedule is {fraction}; it takes 0 to 1")
-        self.fraction = float(fraction)
-
-    def __call__(self, progress: float) -> float:
-        if progress >= self.fraction:
-            return self.end
-        return self.start + (self.end - self.start) * (progress / self.fraction)
+def _ramp(schedule: tuple[float, float, float]) -> AlphaSchedule:
+    try:
+        start, end, fraction = schedule
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"schedule is {schedule!r}; it takes a function of progress or (start, end, fraction)"
+        ) from error
+    return AlphaSchedule.checked(start, end, fraction)
 
 
 def anneal(model: nn.Module, schedule: Schedule) -> Annealing:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from acn_kernels.training.schedules import AlphaSchedule
+from acn_kernels.alpha_schedule import AlphaSchedule
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from acn_kernels.alpha_schedule import AlphaSchedule
 from acn_kernels.files import written_whole
 from acn_kernels.models import PRESETS, ImageConfig, Model, create
 from acn_kernels.training.batches import Share, ShuffledBatches, loader
@@ -21,7 +22,7 @@ from acn_kernels.training.checkpoint import (
     set_random_states,
 )
 from acn_kernels.training.data import ImageData, load_images
-from acn_kernels.training.schedules import AlphaSchedule, warmup_cosine
+from acn_kernels.training.schedules import warmup_cosine
 
 LOG_FILE = "log.csv"
 MODEL_FOLDER = "model"

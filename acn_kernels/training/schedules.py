@@ -5,47 +5,12 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from acn_kernels.validation import check_alpha
-
 
 def warmup_cosine(step: int, warmup: int, total: int) -> float:
     """The factor on the learning rate at ``step``: linear over ``warmup`` steps, then a cosine."""
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
-
-
-class AlphaSchedule(NamedTuple):
-    """alpha goes from ``start`` to ``end`` in a straight line over the first ``fraction`` of the
-    training, and stays there. (0, 1, 0.5): a residual network that becomes an ACN by half-time."""
-
-    start: float = 1.0
-    end: float = 1.0
-    fraction: float = 0.0
-
-    @classmethod
-    def parse(cls, text: str) -> AlphaSchedule:
-        """From "start:end:fraction", or from one number: constant.
-
-        Raises:
-            ValueError: ``text`` is neither, or a number is not in [0, 1].
-        """
-        try:
-            numbers = [float(part) for part in text.split(":")]
-        except ValueError:
-            numbers = []
-        if len(numbers) not in (1, 3):
-            raise ValueError(f"alpha is {text!r}; it takes start:end:fraction, or one number")
-        start, end, fraction = numbers if len(numbers) == 3 else (*numbers, *numbers, 0.0)
-        if not 0 <= fraction <= 1:
-            raise ValueError(f"the fraction of alpha is {fraction}; it takes a number from 0 to 1")
-        return cls(check_alpha(start), check_alpha(end), fraction)
-
-    def at(self, progress: float) -> float:
-        """alpha after the share ``progress`` of the training, in [0, 1]."""
-        if progress >= self.fraction:
-            return self.end
-        return self.start + (self.end - self.start) * progress / self.fraction
 
 
 class DepthSchedule(NamedTuple):

@@ -9,15 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from acn_kernels.alpha_schedule import AlphaSchedule
 from acn_kernels.models import ImageClassifier
 from acn_kernels.training.digits import Split
 from acn_kernels.training.losses import Loss, Step, final_loss
-from acn_kernels.training.schedules import (
-    AlphaSchedule,
-    DepthSchedule,
-    FreezeSchedule,
-    warmup_cosine,
-)
+from acn_kernels.training.schedules import DepthSchedule, FreezeSchedule, warmup_cosine
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from acn_kernels.training.schedules import AlphaSchedule, DepthSchedule, FreezeSchedule
+from acn_kernels.alpha_schedule import AlphaSchedule
+from acn_kernels.training.schedules import DepthSchedule, FreezeSchedule
 from acn_kernels.training.trainer import Recipe
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ layers, or freeze some, cost about what the twin costs.
 
 from dataclasses import dataclass, replace
 
-from acn_kernels.training.schedules import AlphaSchedule, DepthSchedule, FreezeSchedule
+from acn_kernels.alpha_schedule import AlphaSchedule
+from acn_kernels.training.schedules import DepthSchedule, FreezeSchedule
 from benchmarks.paper import measures
 from benchmarks.paper.sizes import layers, training
 from benchmarks.paper.spec import Experiment, Plan, Row
