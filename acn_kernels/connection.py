@@ -29,12 +29,15 @@ Scale = Tensor | str | None
 def has_entry_norms(layer: nn.Module) -> bool:
     """Whether the layer lists ``entry_norms``: hasattr, without the exception that nn.Module
     raises inside it for each layer that has none, which costs as much as a small layer."""
-    named = (
-        hasattr(type(layer), "entry_norms")
-        or "entry_norms" in layer.__dict__
-        or "entry_norms" in layer._modules
+    own = type(layer)
+    # Wrappers (of checkpointing, of FSDP) look further, in the layer that they wrap.
+    looks_here_alone = own.__getattr__ is nn.Module.__getattr__
+    listed_nowhere = (
+        not hasattr(own, "entry_norms")
+        and "entry_norms" not in layer.__dict__
+        and "entry_norms" not in layer._modules
     )
-    return named and hasattr(layer, "entry_norms")
+    return not (looks_here_alone and listed_nowhere) and hasattr(layer, "entry_norms")
 
 
 class Wiring(NamedTuple):
