@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acn_kernels.analysis.results import Curves, Grid
-from acn_kernels.inference.probe import accuracy_by_depth, probe
+from acn_kernels.inference.probe import accuracy_by_depth, collected_by_depth, probe
 from acn_kernels.models import ImageClassifier
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -48,19 +48,12 @@ def features_by_depth(model: ImageClassifier, data: Batches) -> tuple[Tensor, Te
     Raises:
         ValueError: ``data`` holds no batch.
     """
-    training, found = model.training, []
-    model.eval()
-    try:
-        for inputs, labels in data:
-            sums = model.forward_intermediates(inputs)
-            pooled = [model.forward_head(y, pre_logits=True).float() for y in sums]
-            found.append((torch.stack(pooled), labels))
-    finally:
-        model.train(training)
-    if not found:
-        raise ValueError("data is empty; it takes at least one batch (inputs, labels)")
-    features, labels = zip(*found, strict=True)
-    return torch.cat(features, dim=1), torch.cat(labels)
+
+    def pooled(inputs: Tensor) -> Tensor:
+        sums = model.forward_intermediates(inputs)
+        return torch.stack([model.forward_head(y, pre_logits=True).float() for y in sums])
+
+    return collected_by_depth(model, data, pooled)
 
 
 def contributions(accuracy: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -21,16 +21,26 @@ def probe_logits(
     Raises:
         ValueError: ``data`` holds no batch.
     """
+    return collected_by_depth(model, data, model.logits_by_depth)
+
+
+def collected_by_depth(
+    model: ImageClassifier,
+    data: Iterable[tuple[Tensor, Tensor]],
+    of_batch: Callable[[Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """(``of_batch(inputs)`` [L+1, n, ...] of all batches as [L+1, N, ...], labels [N]); in eval
+    mode, from which the model is put back, and otherwise as :func:`probe_logits`."""
     training = model.training
     model.eval()
     try:
-        batches = [(model.logits_by_depth(inputs), labels) for inputs, labels in data]
+        batches = [(of_batch(inputs), labels) for inputs, labels in data]
     finally:
         model.train(training)
     if not batches:
         raise ValueError("data is empty; it takes at least one batch (inputs, labels)")
-    logits, labels = zip(*batches, strict=True)
-    return torch.cat(logits, dim=1), torch.cat(labels)
+    values, labels = zip(*batches, strict=True)
+    return torch.cat(values, dim=1), torch.cat(labels)
 
 
 def probe(model: ImageClassifier, data: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
