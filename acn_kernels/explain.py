@@ -46,9 +46,8 @@ def explain(stack: FusedACNStack, x: Tensor) -> Explanation:
     choice = choose(stack.backend, x, None if torch.is_grad_enabled() else "accumulate_norm")
     whole = whole_stack_of(stack, x, len(stack), True)
     if isinstance(whole, WholeStack):
-        fused = NormSpec.of(stack.norm) is not None or stack.norm is None
         name = f"layers[0:{len(stack)}]"
-        return Explanation([Part(name, "triton", f"{whole.operation}: one kernel")])
+        return Explanation([Part(name, whole.backend, f"{whole.operation}: all in one call")])
     parts = [Part(f"layers[{i}]", *_entry(stack, layer, choice)) for i, layer in enumerate(stack)]
     fused = NormSpec.of(stack.norm) is not None or stack.norm is None
     norm = "" if fused else f"; {type(stack.norm).__name__} runs as the module it is"

@@ -99,3 +99,27 @@ def accumulate_norm(
     return _native().accumulate_norm(
         x, as_rows(x), y, first, scale, alpha, row_map, weight, bias, eps, kind, out_dtype
     )
+
+
+def linear_layers(
+    x: Tensor,
+    weight: Sequence[Tensor],
+    bias: Sequence[Tensor],
+    scales: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    eps: float,
+    kind: str,
+    activation: str,
+    include_input: bool,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    """norm(sum_i a_i x_i) in ``out_dtype`` for x_i = activation(x_{i-1} W_i^T + b_i), x [..., D].
+
+    The products are ATen's. ``weight`` holds a [D, D] for each layer, ``bias`` a [D] or nothing at
+    all; ``scales`` is [L+1], the first for x. Keeps nothing for a backward pass.
+    """
+    return _native().linear_layers(
+        x, weight, bias, scales, norm_weight, norm_bias, eps, kind, activation, include_input,
+        out_dtype,
+    )  # fmt: skip

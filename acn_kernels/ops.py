@@ -79,6 +79,12 @@ def _stack_width(x: Tensor) -> int:
     return max(16, 1 << (x.shape[-1] - 1).bit_length())
 
 
+def _fake_linear_layers(
+    x, weight, bias, scales, norm_weight, norm_bias, eps, kind, activation, include_input, out_dtype
+):  # fmt: skip
+    return torch.empty(x.shape, dtype=out_dtype, device=x.device)
+
+
 def _fake_linear_stack_backward(g, x, weight, bias, scales, kept, activation, include_input):
     return (
         torch.empty(x.shape, dtype=x.dtype, device=x.device),
@@ -158,9 +164,12 @@ class Operator(NamedTuple):
     homes: dict[str, str]
 
 
+_NATIVE = {"acn_native": "acn_kernels.native_ops"}
+
+
 def _homes(triton: str, native: bool = True, cuda: bool = False) -> dict[str, str]:
     homes = {"acn_triton": f"acn_kernels.kernels.{triton}"}
-    homes |= {"acn_native": "acn_kernels.native_ops"} if native else {}
+    homes |= _NATIVE if native else {}
     return homes | ({"acn_cuda": "acn_kernels.cuda_ops"} if cuda else {})
 
 
@@ -208,6 +217,13 @@ OPERATORS = {
         " str activation, bool include_input) -> (Tensor, Tensor, Tensor, Tensor)",
         _fake_linear_stack_backward,
         _homes("linear_stack_backward", native=False),
+    ),
+    "linear_layers": Operator(
+        "(Tensor x, Tensor[] weight, Tensor[] bias, Tensor? scales, Tensor? norm_weight,"
+        " Tensor? norm_bias, float eps, str kind, str activation, bool include_input,"
+        " ScalarType out_dtype) -> Tensor",
+        _fake_linear_layers,
+        _NATIVE,
     ),
     "mixer_stack": Operator(
         "(Tensor x, Tensor[] parameters, Tensor? scales, Tensor? weight, Tensor? bias,"

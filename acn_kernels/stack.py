@@ -166,7 +166,7 @@ class FusedACNStack(LayerList):
         return self._finish(x, None, 0, depth, wiring, args, kwargs)
 
     def _whole(self, x: Tensor, whole: WholeStack, depth: int) -> Tensor:
-        """All layers in one kernel; a norm that it does not know follows as the module it is."""
+        """All layers in one call; a norm that it does not know follows as the module it is."""
         scales = self.scales
         if scales is not None:
             check_scales(scales, self._term_count())

@@ -4,6 +4,7 @@
 // read or write out of bounds is checked again.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
@@ -264,6 +265,76 @@ Tensor accumulate_norm(const Tensor& x, const Tensor& x_rows, const Tensor& y, b
   return h;
 }
 
+void activate(Tensor& x, const std::string& activation) {
+  if (activation == "relu") {
+    at::relu_(x);
+  } else if (activation == "gelu") {
+    at::gelu_(x);
+  } else if (activation == "gelu_tanh") {
+    at::gelu_(x, "tanh");
+  } else {
+    TORCH_CHECK_VALUE(activation == "silu", "activation is '", activation,
+                      "'; it takes relu, gelu, gelu_tanh or silu");
+    at::silu_(x);
+  }
+}
+
+// The long sum of a pass that keeps nothing: its last term and the norm are one sweep.
+class RunningSum {
+ public:
+  RunningSum(const Tensor& x, const MaybeTensor& scales, int64_t terms)
+      : y_(at::empty(x.sizes(), x.options().dtype(wide_type(x)))), scales_(scales) {
+    TORCH_CHECK_VALUE(!scales || scales->numel() == terms, "scales has shape ", scales->sizes(),
+                      "; it takes ", terms);
+    if (scales) held_ = scales->to(at::kDouble).contiguous();
+  }
+
+  void add(const Tensor& x, int64_t term) {
+    const double scale = scales_ ? held_.const_data_ptr<double>()[term] : 1.0;
+    if (!empty_) {
+      y_.add_(x, scale);
+    } else {
+      y_.copy_(x);
+      if (scales_) y_.mul_(scale);
+    }
+    empty_ = false;
+  }
+
+  Tensor finish(const Tensor& x, int64_t term, const MaybeTensor& weight, const MaybeTensor& bias,
+                double eps, const std::string& kind, at::ScalarType out_dtype) const {
+    const MaybeTensor scale = scales_ ? MaybeTensor(scales_->select(0, term)) : std::nullopt;
+    return accumulate_norm(x, x, y_, empty_, scale, 0, std::nullopt, weight, bias, eps, kind,
+                           out_dtype);
+  }
+
+ private:
+  Tensor y_;
+  MaybeTensor scales_;
+  Tensor held_;
+  bool empty_ = true;
+};
+
+Tensor linear_layers(const Tensor& x, const std::vector<Tensor>& weight,
+                     const std::vector<Tensor>& bias, const MaybeTensor& scales,
+                     const MaybeTensor& norm_weight, const MaybeTensor& norm_bias, double eps,
+                     const std::string& kind, const std::string& activation, bool include_input,
+                     at::ScalarType out_dtype) {
+  const at::AutoDispatchBelowADInplaceOrView no_gradient;
+  const auto depth = static_cast<int64_t>(weight.size());
+  const Size size = size_of(x);
+  TORCH_CHECK_VALUE(depth > 0 && (bias.empty() || bias.size() == weight.size()), "weight has ",
+                    depth, " layers, bias ", bias.size(), "; they take at least one and as many");
+  Tensor rows = x.reshape({size.rows, size.width});
+  RunningSum sum(rows, scales, depth + 1);
+  if (include_input) sum.add(rows, 0);
+  for (int64_t i = 0; i < depth; ++i) {
+    rows = at::linear(rows, weight[i], bias.empty() ? MaybeTensor() : bias[i]);
+    activate(rows, activation);
+    if (i + 1 < depth) sum.add(rows, i + 1);
+  }
+  return sum.finish(rows, depth, norm_weight, norm_bias, eps, kind, out_dtype).view(x.sizes());
+}
+
 std::string torch_version() {
   const std::string full = TORCH_VERSION;
   return full.substr(0, full.find('+'));
@@ -298,6 +369,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("fork_backward", &fork_backward, no_gil);
   m.def("join_forward", &join_forward, no_gil);
   m.def("accumulate_norm", &accumulate_norm, no_gil);
+  m.def("linear_layers", &linear_layers, no_gil);
   acn::bind_engine(m);
 #ifdef ACN_WITH_CUDA
   bind_cuda(m);

@@ -304,7 +304,21 @@ def test_a_second_derivative_is_refused_in_words():
         ({"weight": torch.zeros(0, 24, 24)}, ValueError, "L at least 1"),
         ({"weight": torch.zeros(24, 24)}, ValueError, r"weight has shape \(24, 24\)"),
         ({"weight": torch.zeros(2, 24, 24).double()}, TypeError, "weight has dtype torch.float64"),
-        ({"bias": torch.zeros(3, 24)}, ValueError, r"bias has shape \(3, 24\)"),
+        ({"bias": torch.zeros(3, 24)}, ValueError, "bias has 3 layers, weight has 2"),
+        ({"bias": torch.zeros(2, 8)}, ValueError, r"bias has shape \(2, 8\)"),
+        (
+            {"weight": [torch.zeros(24, 24), torch.zeros(24, 8)]},
+            ValueError,
+            r"weight\[1\] has shape",
+        ),
+        ({"weight": [torch.zeros(24, 24)]}, ValueError, "bias has 2 layers, weight has 1"),
+        ({"weight": []}, ValueError, "L at least 1"),
+        ({"weight": None}, TypeError, "weight is a NoneType"),
+        (
+            {"backend": "cuda"},
+            ValueError,
+            "backend is 'cuda'; it takes one of auto, triton, native",
+        ),
         ({"bias": torch.zeros(2, 24, device="meta")}, ValueError, "bias is on meta"),
         ({"activation": "tanh"}, ValueError, "activation is 'tanh'; it takes one of relu, gelu"),
         ({"scales": torch.zeros(2)}, ValueError, r"scales has shape \(2,\)"),
@@ -324,7 +338,23 @@ def test_bad_input(change, error, message):
 
 
 def test_widths_that_do_not_fit_are_refused():
+    x, weight = torch.zeros(3, 8, device=DEVICE), torch.zeros(2, 8, 8, device=DEVICE)
     with pytest.raises(RuntimeError, match="linear_stack cannot run: D is 8; whole stacks take 16"):
-        functional.linear_stack(
-            torch.zeros(3, 8, device=DEVICE), torch.zeros(2, 8, 8, device=DEVICE), None, "relu"
-        )
+        functional.linear_stack(x, weight, None, "relu", backend=BACKEND)
+
+
+def test_layers_given_one_by_one():
+    x = leaf(packed((3, 16), torch.float32, DEVICE))
+    weight, bias, _ = parameters(3, 16, torch.float32)
+    apart = [leaf(w.detach()) for w in weight], [leaf(b.detach()) for b in bias]
+    y, same = (
+        functional.linear_stack(x, *layers, "silu", backend=BACKEND)
+        for layers in ((weight, bias), apart)
+    )
+    assert torch.equal(y, same)
+    g = torch.randn_like(y)
+    got = torch.autograd.grad(same, (*apart[0], *apart[1]), g)
+    for one, other in zip(
+        torch.autograd.grad(y, (weight, bias), g), (got[:3], got[3:]), strict=True
+    ):
+        assert torch.equal(one, torch.stack(other))

@@ -78,6 +78,10 @@ def linear_stack_samples(device):
             (x, weight, bias, scales, norm, norm, 1e-5, "layer", "gelu", True, True, x.dtype),
             (x, weight, None, None, *nothing, "relu", False, False, torch.bfloat16),
         ],
+        "linear_layers": [
+            (x, list(weight), list(bias), scales, norm, norm, 1e-5, "layer", "gelu", True, x.dtype),
+            (x.mT, [weight[0, :3, :3]], [], None, *nothing, "relu", False, torch.bfloat16),
+        ],
         "linear_stack_backward": [
             (g, x, weight, bias, scales, kept, "silu", True),
             (g, x, weight, None, None, kept, "relu", False),

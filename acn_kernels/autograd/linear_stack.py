@@ -6,7 +6,7 @@ from acn_kernels.autograd.join import gradient_of_sum
 from acn_kernels.autograd.operation import Operation, refuse_double_backward
 from acn_kernels.ops import compiled
 
-BACKEND = "triton"  # the only path that has this operation
+BACKEND = "triton"  # the only path on which it is differentiated
 
 
 class LinearStack(Operation):

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from acn_kernels import dispatch
-from acn_kernels.autograd.linear_stack import BACKEND, LinearStack
+from acn_kernels.autograd.linear_stack import LinearStack
 from acn_kernels.functional.checks import check_input, check_norm
 from acn_kernels.norm_spec import NormSpec
 from acn_kernels.ops import compiled
 from acn_kernels.reference import ACTIVATIONS
 from acn_kernels.scales import check_scales
 
+BACKENDS = ("triton", "native")
 MIN_STACK_WIDTH = 16  # the least that a matrix instruction takes
 
 
-def obstacle_to_linear_stack(x: Tensor) -> str | None:
-    """Why :func:`linear_stack` cannot take inputs like x [..., D]; None where it can."""
-    obstacle = dispatch.obstacle_to(BACKEND, x)
+def obstacle_to_linear_stack(backend: str, x: Tensor, recorded: bool) -> str | None:
+    """Why ``backend`` cannot run :func:`linear_stack` on inputs like x [..., D]; None where it can.
+
+    ``recorded``: whether a gradient is wanted.
+    """
+    obstacle = dispatch.obstacle_to(backend, x)
     if obstacle:
         return obstacle
+    if backend == "native":
+        return "the native path keeps nothing for a backward pass" if recorded else None
     from acn_kernels.kernels.launch import MAX_STACK_WIDTH
 
     if not MIN_STACK_WIDTH <= x.shape[-1] <= MAX_STACK_WIDTH:
@@ -30,36 +38,40 @@ def obstacle_to_linear_stack(x: Tensor) -> str | None:
 
 def linear_stack(
     x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
+    weight: Tensor | Sequence[Tensor],
+    bias: Tensor | Sequence[Tensor] | None,
     activation: str,
     spec: NormSpec | None = None,
     scales: Tensor | None = None,
     include_input: bool = True,
     out_dtype: torch.dtype | None = None,
+    backend: str = "auto",
 ) -> Tensor:
-    """``norm(sum_i a_i x_i)`` with ``x_i = activation(x_{i-1} W_i^T + b_i)``, in one kernel.
+    """``norm(sum_i a_i x_i)`` with ``x_i = activation(x_{i-1} W_i^T + b_i)``, in one call.
 
-    Eq. 1 of the paper for layers that are Linear + activation. x and the sum stay on chip through
-    all layers; the backward pass is one sweep that adds the direct gradient at every layer, and
-    one batched product for all weight gradients. Runs on Triton alone.
+    Eq. 1 of the paper for layers that are Linear + activation. On Triton this is one kernel: x and
+    the sum stay on chip through all layers; the backward pass is one sweep that adds the direct
+    gradient at every layer, and one batched product for all weight gradients. On a CPU the native
+    path goes through the layers without Python in between; it has no gradient.
 
     Args:
-        x: x_0, [..., D] with D from 16 to 256; fp16, bf16 or fp32.
-        weight: [L, D, D] with L at least 1, of x's dtype; weight[i] is [out, in] as in nn.Linear.
-        bias: [L, D] of x's dtype, or None.
+        x: x_0, [..., D]; for Triton with D from 16 to 256 in fp16, bf16 or fp32.
+        weight: [L, D, D], or L of [D, D], with L at least 1, of x's dtype; weight[i] is [out, in]
+            as in nn.Linear.
+        bias: [L, D], or L of [D], of x's dtype; or None.
         activation: "relu", "gelu" (exact), "gelu_tanh" or "silu".
         spec: the final norm, or None for the bare sum.
         scales: a_0 .. a_L as [L+1], or None for ones.
         include_input: whether x_0 is a term of the sum; a_0 is not read without it.
         out_dtype: dtype of the result; default x's.
+        backend: "triton", "native", or "auto": the first of the two that can.
 
     Returns:
         Like x.
 
     Raises:
         TypeError, ValueError: an argument is of another kind, shape, dtype or device.
-        RuntimeError: Triton cannot run here, or not on inputs like x.
+        RuntimeError: no such path can run here, or not on inputs like x.
     """
     check_input("x", x)
     _check_layers(x, weight, bias)
@@ -70,35 +82,80 @@ def linear_stack(
         check_scales(scales, len(weight) + 1)
     if spec is not None:
         check_norm(x, spec)
-    obstacle = obstacle_to_linear_stack(x)
-    if obstacle:
-        raise RuntimeError(f"linear_stack cannot run: {obstacle}")
     kind, norm_weight, norm_bias = ("none", None, None) if spec is None else spec[:3]
     eps = 0.0 if spec is None else spec.eps_for(x.dtype)
-    inputs = (x, weight, bias, scales, norm_weight, norm_bias)
     options = (eps, kind, activation, include_input)
     out_dtype = out_dtype or x.dtype
-    recorded = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+    recorded = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad
+        for t in (x, *_parts(weight), *_parts(bias), scales, norm_weight, norm_bias)
+    )
+    backend = _path(backend, x, recorded)
+    if backend == "native":
+        weights, biases = list(weight), [] if bias is None else list(bias)
+        return compiled(backend).linear_layers(
+            x, weights, biases, scales, norm_weight, norm_bias, *options, out_dtype
+        )
+    weight, bias = _stacked(weight), None if bias is None else _stacked(bias)
+    inputs = (x, weight, bias, scales, norm_weight, norm_bias)
     if recorded:
         return LinearStack.apply(*inputs, *options, out_dtype)[0]
-    return compiled(BACKEND).linear_stack(*inputs, *options, False, out_dtype)[0]
+    return compiled(backend).linear_stack(*inputs, *options, False, out_dtype)[0]
 
 
-def _check_layers(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+def _path(backend: str, x: Tensor, recorded: bool) -> str:
+    if backend not in ("auto", *BACKENDS):
+        raise ValueError(f"backend is {backend!r}; it takes one of auto, {', '.join(BACKENDS)}")
+    obstacles = []
+    for candidate in BACKENDS if backend == "auto" else (backend,):
+        obstacle = obstacle_to_linear_stack(candidate, x, recorded)
+        if obstacle is None:
+            return candidate
+        obstacles.append(obstacle)
+    raise RuntimeError(f"linear_stack cannot run: {'; '.join(obstacles)}")
+
+
+def _parts(given: Tensor | Sequence[Tensor] | None) -> Sequence[Tensor | None]:
+    return given if isinstance(given, (list, tuple)) else (given,)
+
+
+def _stacked(given: Tensor | Sequence[Tensor]) -> Tensor:
+    return given if isinstance(given, Tensor) else torch.stack(given)
+
+
+def _check_layers(
+    x: Tensor, weight: Tensor | Sequence[Tensor], bias: Tensor | Sequence[Tensor] | None
+) -> None:
     width = x.shape[-1]
-    if weight.dim() != 3 or weight.shape[1:] != (width, width) or len(weight) == 0:
+    _check_parameter("weight", weight, (width, width), x)
+    if bias is None:
+        return
+    _check_parameter("bias", bias, (width,), x)
+    if len(bias) != len(weight):
+        raise ValueError(f"bias has {len(bias)} layers, weight has {len(weight)}; they take one L")
+
+
+def _check_parameter(
+    name: str, given: Tensor | Sequence[Tensor], shape: tuple[int, ...], x: Tensor
+) -> None:
+    """That ``given`` is a tensor [L, *shape], or L of ``shape``, which go with x."""
+    if isinstance(given, Tensor):
+        _check_tensor(name, given, given.shape[1:], shape, f"(L, {', '.join(map(str, shape))})", x)
+    elif isinstance(given, (list, tuple)):
+        for i, tensor in enumerate(given):
+            _check_tensor(f"{name}[{i}]", tensor, tensor.shape, shape, str(shape), x)
+    else:
+        raise TypeError(f"{name} is a {type(given).__name__}; it takes a tensor, or L of them")
+    if len(given) == 0:
+        raise ValueError(f"{name} has no layer; it takes L at least 1")
+
+
+def _check_tensor(name, tensor, got, shape, takes, x) -> None:
+    if got != shape:
         raise ValueError(
-            f"weight has shape {tuple(weight.shape)}; rows of {width} take (L, {width}, {width}) "
-            "with L at least 1"
+            f"{name} has shape {tuple(tensor.shape)}; rows of {x.shape[-1]} take {takes}"
         )
-    if bias is not None and bias.shape != weight.shape[:2]:
-        raise ValueError(
-            f"bias has shape {tuple(bias.shape)}; it takes None or {tuple(weight.shape[:2])}"
-        )
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is None:
-            continue
-        if tensor.dtype != x.dtype:
-            raise TypeError(f"{name} has dtype {tensor.dtype}, x has {x.dtype}; they take one")
-        if tensor.device != x.device:
-            raise ValueError(f"{name} is on {tensor.device}, x on {x.device}")
+    if tensor.dtype != x.dtype:
+        raise TypeError(f"{name} has dtype {tensor.dtype}, x has {x.dtype}; they take one")
+    if tensor.device != x.device:
+        raise ValueError(f"{name} is on {tensor.device}, x on {x.device}")
