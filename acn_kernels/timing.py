@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ def interleaved_seconds(
     warmup: int = 1,
     queued: bool = False,
     before: Callable[[], object] | None = None,
+    least: float = 0.0,
 ) -> dict[str, list[float]]:
     """Seconds of each way in each of ``rounds`` rounds that run every way once.
 
@@ -26,10 +28,14 @@ def interleaved_seconds(
     heap of the same one. On CUDA the clock waits for the
     device before and after; with ``queued``, work is queued behind a busy device and timed by the
     device's own events, so that what single kernels take shows and not their launch. ``before``
-    runs ahead of every sample and is not timed.
+    runs ahead of every sample and is not timed. A way that takes fewer than ``least`` seconds is
+    called again until they have passed, and the sample is the mean: what a call takes in a stream
+    of them, not what it costs to fill the caches that the way before has emptied.
     """
     device = torch.device(device)
-    timed = _timed_queued if queued and device.type == "cuda" else _timed
+    timed = functools.partial(_timed, least=least)
+    if queued and device.type == "cuda":
+        timed = _timed_queued
     names = list(ways)
     for _ in range(warmup):
         for way in ways.values():
@@ -47,13 +53,20 @@ def _nothing() -> None:
     pass
 
 
-def _timed(way: Callable[[], object], device: torch.device, before: Callable[[], object]) -> float:
+def _timed(
+    way: Callable[[], object],
+    device: torch.device,
+    before: Callable[[], object],
+    least: float,
+) -> float:
     before()
     _wait_for(device)
-    started = time.perf_counter()
-    way()
-    _wait_for(device)
-    return time.perf_counter() - started
+    calls, seconds, started = 0, 0.0, time.perf_counter()
+    while calls == 0 or seconds < least:
+        way()
+        _wait_for(device)
+        calls, seconds = calls + 1, time.perf_counter() - started
+    return seconds / calls
 
 
 def _timed_queued(

@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -236,6 +237,18 @@ def test_what_runs_before_a_sample_is_not_timed():
         {"way": lambda: ticks.append("way")}, 3, warmup=0, before=lambda: ticks.append("before")
     )
     assert ticks == 3 * ["before", "way"] and len(samples["way"]) == 3
+
+
+def test_short_ways_are_called_until_a_sample_is_long_enough():
+    calls = []
+
+    def way():
+        calls.append(time.perf_counter())
+        time.sleep(0.004)
+
+    (seconds,) = interleaved_seconds({"way": way}, 1, warmup=0, least=0.03)["way"]
+    assert 2 <= len(calls) <= 8
+    assert 0.004 <= seconds and seconds * len(calls) >= 0.03
 
 
 def test_flops_of_a_training_step_by_hand():

@@ -14,34 +14,41 @@ ACN_INLINE void add(const W* x, const W* y, W* u, int64_t n) {
 }
 
 template <class W>
-ACN_INLINE void scale(W* x, W factor, int64_t n) {
+ACN_INLINE void add_standardised(const W* u, Moments<W> m, W* total, int64_t n) {
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) x[i] *= factor;
+  for (int64_t i = 0; i < n; ++i) total[i] += (u[i] - m.mean) * m.rstd;
+}
+
+// The norm's weight and bias are the same for all tokens: they wait for the mean.
+template <class W>
+ACN_INLINE void finish(W* total, W share, const Affine<W>& affine, int64_t n) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) total[i] = total[i] * share * affine.weight[i] + affine.bias[i];
 }
 
 template <class W>
 ACN_INLINE void pool_samples(const ExitPool<W>& args, int64_t begin, int64_t end) {
   const int64_t width = args.width;
-  const Scratch<W> scratch(5, width);
-  const Affine<W> affine = completed(args.affine, width, scratch.row(0), scratch.row(1));
-  W* sum = scratch.row(3);
-  W* normed = scratch.row(4);
+  const Scratch<W> scratch(4, width);
+  const bool normed = args.norm != Norm::none;
+  const Affine<W> affine =
+      completed(normed ? args.affine : Affine<W>(), width, scratch.row(0), scratch.row(1));
   for (int64_t sample = begin; sample < end; ++sample) {
     W* pooled = args.pooled + sample * width;
     fill(pooled, W(0), width);
     for (int64_t token = 0; token < args.tokens; ++token) {
       const W* u = load(args.x, sample * args.tokens_of_x + token, width, scratch.row(2));
       if (args.y) {
-        add(u, args.y + (sample * args.tokens + token) * width, sum, width);
-        u = sum;
+        add(u, args.y + (sample * args.tokens + token) * width, scratch.row(3), width);
+        u = scratch.row(3);
       }
-      if (args.norm != Norm::none) {
-        normalise(u, normed, width, moments(u, width, args.norm, args.eps), affine);
-        u = normed;
+      if (normed) {
+        add_standardised(u, moments(u, width, args.norm, args.eps), pooled, width);
+      } else {
+        add(u, pooled, pooled, width);
       }
-      add(u, pooled, pooled, width);
     }
-    scale(pooled, W(1) / static_cast<W>(args.tokens), width);
+    finish(pooled, W(1) / static_cast<W>(args.tokens), affine, width);
   }
 }
 

@@ -9,6 +9,7 @@ namespace {
 
 constexpr int64_t kUsualCache = 1 << 20;
 constexpr int64_t kRowsPerProduct = 1024;
+constexpr int64_t kSamplesPerThread = 4;  // from here on an uneven split costs less than pieces do
 
 int64_t quotient_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -34,7 +35,7 @@ int64_t micro_batch_for(const Config& config, int64_t element_size, int64_t cach
 }
 
 int64_t group_size(int64_t live, int64_t most, int64_t threads) {
-  if (2 * live <= threads) return std::max<int64_t>(1, live);
+  if (threads > 1 && live < kSamplesPerThread * threads) return std::max<int64_t>(1, live);
   const int64_t groups = quotient_up(quotient_up(live, most), threads) * threads;
   return std::max<int64_t>(1, quotient_up(live, groups));
 }

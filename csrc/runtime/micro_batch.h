@@ -14,7 +14,7 @@ namespace acn {
 int64_t micro_batch_for(const Config& config, int64_t element_size, int64_t cache);
 
 // Samples a group for `live` of them: at most `most`, and as many groups as share the threads
-// evenly; all in one where there are so few that each had better take several threads.
+// evenly; all in one, of which each thread takes a piece, where the threads get only a few each.
 int64_t group_size(int64_t live, int64_t most, int64_t threads);
 
 // The second-level cache of this machine's cores, in bytes.

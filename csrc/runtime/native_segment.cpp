@@ -1,17 +1,27 @@
 #include "native_segment.h"
 
 #include <ATen/ops/baddbmm.h>
-#include <ATen/ops/gelu.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/relu.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
 
 #include <optional>
 
+#include "pieces.h"
+
 namespace acn {
 namespace {
 
 using at::Tensor;
+
+// The least that a product takes of rows or columns without losing half its speed.
+constexpr int64_t kLeast = 64;
+
+// body(rows, begin) on x [B, T, D] as rows [B T, D]: what a map over the last axis alone needs.
+template <class Body>
+Tensor over_rows(const Tensor& x, const Body& body) {
+  return in_pieces(x.view({-1, x.size(-1)}), 0, kLeast, body).view(x.sizes());
+}
 
 class TransformerBlock final : public Block {
  public:
@@ -25,7 +35,9 @@ class TransformerBlock final : public Block {
 
   Tensor run(Tensor h, const Tensor&, bool first_row) const override {
     Tensor out = first_row ? attend_first(h) : attend(heads(qkv_(h), 3));
-    return mlp_(norm(proj_(out), norm2_));
+    return over_rows(out, [&](const Tensor& rows, int64_t) {
+      return mlp_(norm(proj_(rows), norm2_));
+    });
   }
 
  private:
@@ -76,12 +88,18 @@ class MixerBlock final : public Block {
   }
 
   Tensor run(Tensor h, const Tensor& u, bool) const override {
-    Tensor mixed = over_tokens(token_mlp_.fc1, h);
-    h = over_tokens(token_mlp_.fc2, at::gelu_(mixed));
-    Tensor out = channel_mlp_(norm(h, norm2_));
-    if (!closing_) return out;
-    Tensor closed = (*closing_)(out).add_(u);
-    return norm(at::relu_(closed), norm3_);
+    h = in_pieces(h, 2, kLeast, [&](const Tensor& channels, int64_t) {
+      Tensor mixed = over_tokens(token_mlp_.fc1, channels);
+      bias_gelu(mixed, {});
+      return over_tokens(token_mlp_.fc2, mixed);
+    });
+    const Tensor u_rows = u.view({-1, u.size(-1)});
+    return over_rows(h, [&](const Tensor& rows, int64_t begin) {
+      Tensor out = channel_mlp_(norm(rows, norm2_));
+      if (!closing_) return out;
+      Tensor closed = (*closing_)(out).add_(u_rows.narrow(0, begin, rows.size(0)));
+      return norm(at::relu_(closed), norm3_);
+    });
   }
 
  private:
@@ -103,9 +121,15 @@ class MixerBlock final : public Block {
 
 Tensor Linear::operator()(const Tensor& x) const { return at::linear(x, weight, bias); }
 
+// Where x has too few rows for all threads, each computes some of the hidden units instead, and
+// what those add to the output.
 Tensor Mlp::operator()(const Tensor& x) const {
-  Tensor hidden = fc1(x);
-  return fc2(at::gelu_(hidden));
+  return sum_of_pieces(fc1.weight.size(0), kLeast, [&](int64_t begin, int64_t end) {
+    Tensor hidden = at::linear(x, fc1.weight.slice(0, begin, end));
+    bias_gelu(hidden, fc1.bias.slice(0, begin, end));
+    const Tensor weight = fc2.weight.slice(1, begin, end);
+    return begin ? at::linear(hidden, weight) : at::linear(hidden, weight, fc2.bias);
+  });
 }
 
 LayerNorm norm_at(const Tensors& weights, const std::string& name) {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "acn/accumulate_norm.h"
+#include "acn/bias_gelu.h"
 #include "acn/exit_pool.h"
 #include "acn/fork.h"
 
@@ -84,6 +85,17 @@ at::Tensor accumulate_norm(const at::Tensor& x, at::Tensor& y, bool first_row,
   args.norm = Norm::layer;
   accumulate_norm(args, parallel_for);
   return h;
+}
+
+void bias_gelu(at::Tensor& x, const at::Tensor& bias) {
+  at::Tensor wide;
+  if (bias.defined()) wide = bias.to(at::kFloat).contiguous();
+  BiasGelu args;
+  args.width = x.size(-1);
+  args.rows = x.numel() / args.width;
+  args.x = out_rows(x);
+  args.bias = wide.defined() ? wide.const_data_ptr<float>() : nullptr;
+  bias_gelu(args, parallel_for);
 }
 
 at::Tensor exit_pool(const at::Tensor& x, const at::Tensor& y, bool first_row,

@@ -23,6 +23,9 @@ at::Tensor norm(const at::Tensor& x, const LayerNorm& norm);
 at::Tensor accumulate_norm(const at::Tensor& x, at::Tensor& y, bool first_row,
                            const LayerNorm& norm);
 
+// gelu(x + bias) in place of x [..., D]; an undefined bias is none.
+void bias_gelu(at::Tensor& x, const at::Tensor& bias);
+
 // [B, D] in x's dtype: the mean over the tokens of norm(y + x), or the first of them.
 at::Tensor exit_pool(const at::Tensor& x, const at::Tensor& y, bool first_row,
                      const LayerNorm& norm);

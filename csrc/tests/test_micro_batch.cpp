@@ -34,12 +34,13 @@ TEST(groups_share_the_threads) {
   EXPECT(group_size(16, 16, 2) == 8);
   EXPECT(group_size(1000, 16, 1) == 16);
   EXPECT(group_size(1, 16, 1) == 1);
-  EXPECT(group_size(2, 16, 8) == 2);      // one group, whose products take the threads
-  EXPECT(group_size(8, 16, 8) == 1);
+  EXPECT(group_size(32, 16, 8) == 4);
+  EXPECT(group_size(31, 16, 8) == 31);    // one group, of which each thread takes a piece
+  EXPECT(group_size(7, 16, 2) == 7);
   for (int64_t live = 1; live < 200; ++live) {
     for (const int64_t threads : {1, 2, 3, 16}) {
       const int64_t size = group_size(live, 16, threads);
-      EXPECT(size >= 1 && (size <= 16));
+      EXPECT(size >= 1 && (size <= 16 || size == live));
     }
   }
 }
