@@ -248,7 +248,7 @@ def test_short_ways_are_called_until_a_sample_is_long_enough():
 
     (seconds,) = interleaved_seconds({"way": way}, 1, warmup=0, least=0.03)["way"]
     assert 2 <= len(calls) <= 8
-    assert 0.004 <= seconds and seconds * len(calls) >= 0.03
+    assert seconds >= 0.004 and seconds * len(calls) >= 0.03
 
 
 def test_flops_of_a_training_step_by_hand():
