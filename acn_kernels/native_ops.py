@@ -101,6 +101,11 @@ def accumulate_norm(
     )
 
 
+def bias_gelu(z: Tensor, bias: Tensor) -> Tensor:
+    """The exact gelu(z + bias) for z [..., H] of at most 32 bits, computed in fp32."""
+    return _native().bias_gelu(z, as_rows(z), bias)
+
+
 def linear_layers(
     x: Tensor,
     weight: Sequence[Tensor],

@@ -198,7 +198,7 @@ OPERATORS = {
         _homes("accumulate_norm", cuda=True),
     ),
     "bias_gelu": Operator(
-        "(Tensor z, Tensor bias) -> Tensor", _fake_bias_gelu, _homes("bias_gelu", native=False)
+        "(Tensor z, Tensor bias) -> Tensor", _fake_bias_gelu, _homes("bias_gelu")
     ),
     "bias_gelu_backward": Operator(
         "(Tensor dh, Tensor z, Tensor bias) -> (Tensor, Tensor)",

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "acn/accumulate_norm.h"
+#include "acn/bias_gelu.h"
 #include "acn/fork.h"
 #include "acn/join.h"
 #include "bindings_engine.h"
@@ -265,6 +266,22 @@ Tensor accumulate_norm(const Tensor& x, const Tensor& x_rows, const Tensor& y, b
   return h;
 }
 
+Tensor bias_gelu(const Tensor& z, const Tensor& z_rows, const Tensor& bias) {
+  TORCH_CHECK_TYPE(z.scalar_type() != at::kDouble, "bias_gelu computes in fp32, z is ",
+                   z.scalar_type());
+  const Size size = size_of(z);
+  Tensor h = empty_rows(z, z.scalar_type());
+  const Wide<float> wide_bias(bias, "bias", size.width);
+  acn::BiasGelu args;
+  args.rows = size.rows;
+  args.width = size.width;
+  args.z = rows_of(z_rows, "z", size);
+  args.h = out_rows(h);
+  args.bias = wide_bias.data();
+  acn::bias_gelu(args, parallel_for);
+  return h;
+}
+
 void activate(Tensor& x, const std::string& activation) {
   if (activation == "relu") {
     at::relu_(x);
@@ -369,6 +386,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("fork_backward", &fork_backward, no_gil);
   m.def("join_forward", &join_forward, no_gil);
   m.def("accumulate_norm", &accumulate_norm, no_gil);
+  m.def("bias_gelu", &bias_gelu, no_gil);
   m.def("linear_layers", &linear_layers, no_gil);
   acn::bind_engine(m);
 #ifdef ACN_WITH_CUDA

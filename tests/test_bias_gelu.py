@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from layers import BACKENDS, LAYOUTS, TRITON, device_of, leaf, packed, wide_copy, wide_leaf
+from layers import BACKENDS, LAYOUTS, NATIVE, TRITON, device_of, leaf, packed, wide_copy, wide_leaf
 from tolerances import assert_close
 from torch import nn
 
@@ -42,6 +42,44 @@ def test_every_dtype(backend, dtype):
 @pytest.mark.parametrize("backend", [TRITON])
 def test_every_shape(backend, shape):
     check(backend, shape)
+
+
+@torch.no_grad()
+def check_inference(backend, shape=(3, 5, 7), dtype=torch.float32, layout=packed, size=1.0):
+    device = device_of(backend)
+    z, bias = size * layout(shape, dtype, device), packed(shape[-1:], dtype, device)
+    h = functional.bias_gelu(z, bias, backend)
+    assert h.dtype == dtype and not h.requires_grad
+    assert_close(h, reference.bias_gelu(z.double().cpu(), bias.double().cpu()), roundings=2)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str
+)
+@pytest.mark.parametrize("size", [0.1, 1.0, 6.0, 1000.0])
+@pytest.mark.parametrize("backend", [NATIVE])
+def test_inference_in_every_dtype_and_size(backend, dtype, size):
+    check_inference(backend, (40, 100), dtype, size=size)
+
+
+@pytest.mark.parametrize("shape", [(7,), (1, 1), (300, 17), (0, 5), (2, 3, 1024)], ids=str)
+@pytest.mark.parametrize("backend", [NATIVE])
+def test_inference_on_every_shape(backend, shape):
+    check_inference(backend, shape)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("backend", [NATIVE])
+def test_inference_on_every_layout(backend, layout):
+    check_inference(backend, (3, 4, 7), layout=layout)
+
+
+@pytest.mark.parametrize("backend", [NATIVE])
+def test_what_is_no_number_and_what_is_huge(backend):
+    z = torch.tensor([[torch.inf, torch.nan, 3e38, -3e38, 0.0]])
+    h = functional.bias_gelu(z, torch.zeros(5), backend)
+    assert h[0, 0] == torch.inf and h[0, 1].isnan()
+    assert h[0, 2:].tolist() == z[0, 2:].clamp(min=0).tolist()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -85,6 +123,20 @@ def test_the_mlp_of_a_block_takes_it(backend, hooked, monkeypatch):
     with torch.no_grad():
         mlp(x, backend)
     assert calls == [1] * (not hooked), "without gradients the bias stays in the product"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("backend", [NATIVE])
+def test_the_mlp_of_a_block_takes_it_at_inference(backend, monkeypatch):
+    calls = []
+    original = functional.bias_gelu
+    monkeypatch.setattr(functional, "bias_gelu", lambda *a: calls.append(1) or original(*a))
+    mlp, x = Mlp(6, 20), packed((2, 3, 6), torch.float32, "cpu")
+    assert_close(mlp(x, backend), wide_copy(mlp)(x.double(), "torch"), torch.float32, roundings=4)
+    assert calls == [1]
+    with torch.enable_grad():
+        mlp(x, backend)
+    assert calls == [1], "with gradients PyTorch's kernels keep what the backward pass reads"
 
 
 @pytest.mark.parametrize("backend", [TRITON])

@@ -37,7 +37,9 @@ class Mlp(nn.Module):
         return linear and exact and not has_hooks(self.act)
 
     def _takes_bias_apart(self, x: Tensor, backend: str) -> bool:
-        """Whether a backward pass follows that forms the bias's gradient for free."""
-        if not torch.is_grad_enabled() or self.fc1.bias is None:
+        """Whether bias and GELU are one pass: in training where that is Triton's, whose backward
+        pass forms the bias's gradient for free, and at inference on the native path."""
+        if self.fc1.bias is None:
             return False
-        return choose(backend, x, "bias_gelu").backend == "triton"
+        fused = "triton" if torch.is_grad_enabled() else "native"
+        return choose(backend, x, "bias_gelu").backend == fused

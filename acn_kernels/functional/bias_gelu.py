@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -18,7 +19,8 @@ def bias_gelu(z: Tensor, bias: Tensor, backend: str = "auto") -> Tensor:
     Args:
         z: [..., H], floating point: a product with a weight, without its bias.
         bias: [H], floating point.
-        backend: "auto", "triton", "native" or "torch"; all but Triton run PyTorch's kernels.
+        backend: "auto", "triton", "native" or "torch". The native path keeps nothing for a backward
+            pass and computes in fp32: with gradients, or in fp64, it takes PyTorch's kernels.
 
     Returns:
         Of z's shape and dtype.
@@ -35,6 +37,13 @@ def bias_gelu(z: Tensor, bias: Tensor, backend: str = "auto") -> Tensor:
         )
     if bias.device != z.device:
         raise ValueError(f"bias is on {bias.device}, z on {z.device}")
-    if choose(backend, z, "bias_gelu").backend == "triton":
+    path = choose(backend, z, "bias_gelu").backend
+    if path == "triton":
         return offer(BiasGelu.apply(z, bias), lambda: compiled("triton").bias_gelu(z, bias))
+    if path == "native" and not _recorded(z, bias) and z.dtype != torch.float64:
+        return compiled("native").bias_gelu(z, bias)
     return F.gelu((z + bias).to(z.dtype))
+
+
+def _recorded(*inputs: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in inputs)

@@ -29,18 +29,17 @@ ACN_INLINE float gelu(float x) {
 ACN_INLINE void gelu_rows(const BiasGelu& args, int64_t begin, int64_t end) {
   const int64_t width = args.width;
   const Scratch<float> scratch(3, width);
-  const Rows from{args.x.data, width, args.x.dtype};
   const float* bias = args.bias;
   if (!bias) {
     fill(scratch.row(0), 0.0f, width);
     bias = scratch.row(0);
   }
   for (int64_t r = begin; r < end; ++r) {
-    const float* x = load(from, r, width, scratch.row(1));
-    float* h = target(args.x, r, width, scratch.row(2));
+    const float* z = load(args.z, r, width, scratch.row(1));
+    float* h = target(args.h, r, width, scratch.row(2));
 #pragma omp simd
-    for (int64_t i = 0; i < width; ++i) h[i] = gelu(x[i] + bias[i]);
-    store(h, args.x, r, width, width);
+    for (int64_t i = 0; i < width; ++i) h[i] = gelu(z[i] + bias[i]);
+    store(h, args.h, r, width, width);
   }
 }
 

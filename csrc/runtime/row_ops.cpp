@@ -93,7 +93,8 @@ void bias_gelu(at::Tensor& x, const at::Tensor& bias) {
   BiasGelu args;
   args.width = x.size(-1);
   args.rows = x.numel() / args.width;
-  args.x = out_rows(x);
+  args.z = rows_of(x);
+  args.h = out_rows(x);
   args.bias = wide.defined() ? wide.const_data_ptr<float>() : nullptr;
   bias_gelu(args, parallel_for);
 }

@@ -1,4 +1,4 @@
-// bias_gelu: the bias and the exact GELU behind a product, in place and in one pass.
+// bias_gelu: the bias and the exact GELU behind a product, in one pass.
 #pragma once
 
 #include "acn/rows.h"
@@ -8,11 +8,12 @@ namespace acn {
 struct BiasGelu {
   int64_t rows = 0;
   int64_t width = 0;
-  OutRows x;
+  Rows z;
+  OutRows h;                    // may lie where z does, where that has no gaps
   const float* bias = nullptr;  // [D]; null: none
 };
 
-// x = gelu(x + bias), computed in fp32
+// h = gelu(z + bias), computed in fp32
 void bias_gelu(const BiasGelu& args, const ParallelFor& parallel);
 
 }  // namespace acn
