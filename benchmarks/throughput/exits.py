@@ -183,9 +183,10 @@ def _exiting(
 
 
 def _words(preset: str, layers: int, images: Tensor, exits: range) -> str:
+    places = "after every layer" if exits.step == 1 else f"after every {exits.step} layers"
     return (
         f"{preset} with random weights, {layers} layers on {list(images.shape)}, "
-        f"exits {list(exits)}, forward"
+        f"exits {places}, forward"
     )
 
 
