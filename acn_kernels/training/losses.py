@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from acn_kernels.blocks import PostNormStack
+from acn_kernels.convert.conversion import chains
 from acn_kernels.models import ImageClassifier
 from acn_kernels.stack import FusedACNStack
 
@@ -149,17 +151,24 @@ class LayerSkipLoss:
 
 
 @contextlib.contextmanager
-def layer_dropout(stack: FusedACNStack, probabilities: Sequence[float]) -> Iterator[None]:
-    """Inside, layer l of a residual stack adds nothing for a sample with ``probabilities[l]``.
+def layer_dropout(
+    stack: FusedACNStack | nn.ModuleList, probabilities: Sequence[float]
+) -> Iterator[None]:
+    """Inside, layer l of a residual stack, or of a list of converted blocks, is passed by for a
+    sample with ``probabilities[l]``.
 
     Raises:
         ValueError: the stack is not residual: without its short connection a dropped layer would
             take all layers above with it.
     """
-    if stack.alpha != 0:
-        raise ValueError(f"alpha is {stack.alpha}; layers are dropped in residual networks, at 0")
+    alphas = {chain.alpha for chain in chains(stack)} or {stack.alpha}
+    if alphas != {0}:
+        raise ValueError(f"alpha is {max(alphas)}; layers are dropped in residual networks, at 0")
+    # What such layers put out is what they add; others put out the sum.
+    adding = isinstance(stack, FusedACNStack) and not isinstance(stack, PostNormStack)
     hooks = [
-        layer.register_forward_hook(_dropping(p))
+        # Ahead of the hooks by which transformers collects hidden states.
+        layer.register_forward_hook(_dropping(p, adding), prepend=True)
         for layer, p in zip(stack, probabilities, strict=True)
         if p
     ]
@@ -170,9 +179,9 @@ def layer_dropout(stack: FusedACNStack, probabilities: Sequence[float]) -> Itera
             hook.remove()
 
 
-def _dropping(p: float):
+def _dropping(p: float, adding: bool):
     def hook(layer: nn.Module, inputs: tuple, out: Tensor) -> Tensor:
         kept = torch.rand(len(out), *[1] * (out.dim() - 1), device=out.device) >= p
-        return out * kept.to(out.dtype)
+        return out * kept.to(out.dtype) if adding else torch.where(kept, out, inputs[0])
 
     return hook

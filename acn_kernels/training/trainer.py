@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from acn_kernels.alpha_schedule import AlphaSchedule
+from acn_kernels.convert import anneal
 from acn_kernels.models import ImageClassifier
 from acn_kernels.training.digits import Split
 from acn_kernels.training.losses import Loss, Step, final_loss
@@ -36,7 +37,7 @@ class Trainer:
 
     Args:
         loss: see :mod:`acn_kernels.training.losses`; one that is an nn.Module is trained too.
-        alpha: sets the alpha of the model's stack before every step.
+        alpha: sets the alpha of the model's stack, or of its converted blocks, before every step.
         depth: how many of the layers take part in each step.
         freeze: how many of the lowest ones, with the stem, no longer learn.
         after_backward: called between the backward pass and the optimiser's step.
@@ -102,18 +103,18 @@ class Trainer:
     def _finish(self) -> None:
         self.model.train()
         if self.alpha is not None:
-            self.model.blocks.alpha = self.alpha.at(1.0)
+            self._anneal(1.0)
         if self._frozen:
             self.model.requires_grad_(True)
 
     def _follow_schedules(self, progress: float) -> None:
         layers = len(self.model.blocks)
-        if self.alpha is not None:
-            self.model.blocks.alpha = self._short.blocks.alpha = self.alpha.at(progress)
         if self.depth is not None:
             taking_part = self.depth.at(progress, layers)
             if taking_part != len(self._short.blocks):
                 self._short = self.model.truncate(taking_part)
+        if self.alpha is not None:
+            self._anneal(progress)
         frozen = 0 if self.freeze is None else self.freeze.at(progress, layers)
         if frozen != self._frozen:
             # Without a gradient below them, autograd ends where the frozen layers end.
@@ -121,6 +122,10 @@ class Trainer:
                 module.requires_grad_(False)
             self._frozen = frozen
         self._short.train()
+
+    def _anneal(self, progress: float) -> None:
+        for network in {self.model, self._short}:
+            anneal(network, self.alpha.at).step(progress)
 
     def train_epoch(self, data: Split) -> float:
         """All samples once, in an order that follows from the seed and the epoch; the mean loss."""

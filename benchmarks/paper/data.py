@@ -11,17 +11,19 @@ from torch import Tensor
 
 from acn_kernels.training import datasets
 from acn_kernels.training.digits import Split
+from benchmarks.paper import text_data
 from benchmarks.paper.spec import Data
 
 
 class Prepared(NamedTuple):
-    """train, test: standardised. pixels: the test set in [0, 1]; ``prepare`` standardises such."""
+    """train, test: standardised, or token ids in the place of images. pixels: the test images in
+    [0, 1]; ``prepare`` standardises such."""
 
     train: Split
     test: Split
-    pixels: Split
-    prepare: Callable[[Tensor], Tensor]
     classes: int
+    pixels: Split | None = None
+    prepare: Callable[[Tensor], Tensor] | None = None
 
 
 @functools.lru_cache(maxsize=4)
@@ -31,6 +33,9 @@ def prepared(data: Data, folder: str | None, device: str) -> Prepared:
     Raises:
         ValueError, FileNotFoundError: the data folder is not named, or lacks the files.
     """
+    if data.name == "sst2":
+        train, test = text_data.sentences(data, folder)
+        return Prepared(_on(device, train), _on(device, test), 2)
     train, test = (_read(data.name, folder, part) for part in datasets.PARTS)
     classes = data.classes or range(int(train.labels.max()) + 1)
     train = datasets.of_classes(train, classes, data.per_class)
@@ -39,10 +44,17 @@ def prepared(data: Data, folder: str | None, device: str) -> Prepared:
         Split(part.images[:count], part.labels[:count])
         for part, count in ((train, data.train), (test, data.test))
     )
+    if data.tokens:
+        train, test = (_on(device, text_data.read_as_sentence(part)) for part in (train, test))
+        return Prepared(train, test, len(classes))
     mean, deviation = (t.to(device) for t in datasets.channel_statistics(train.images))
-    standard = (Split(*(t.to(device) for t in part)) for part in datasets.standardised(train, test))
+    standard = (_on(device, part) for part in datasets.standardised(train, test))
     pixels = Split(test.images.to(device).float() / 255, test.labels.to(device))
-    return Prepared(*standard, pixels, lambda x: (x - mean) / deviation, len(classes))
+    return Prepared(*standard, len(classes), pixels, lambda x: (x - mean) / deviation)
+
+
+def _on(device: str, part: Split) -> Split:
+    return Split(*(t.to(device) for t in part))
 
 
 @functools.lru_cache(maxsize=8)

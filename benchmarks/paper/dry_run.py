@@ -9,8 +9,10 @@ from benchmarks.paper.experiments import EXPERIMENTS, NOT_RUN
 from benchmarks.paper.spec import Data, Training
 from benchmarks.report.tables import table
 
-_SAMPLES = {"digits": 1200, "cifar10": 50_000, "cifar100": 50_000, "fashion": 60_000}
-_CLASSES = {"cifar100": 100}
+_SAMPLES = {
+    "digits": 1200, "cifar10": 50_000, "cifar100": 50_000, "fashion": 60_000, "sst2": 6920,
+}  # fmt: skip
+_CLASSES = {"cifar100": 100, "sst2": 2}
 
 
 def samples(data: Data) -> int:

@@ -11,11 +11,11 @@ from acn_kernels.blocks import HistoryStack
 from acn_kernels.inference import EarlyExit, cutoff_depth, entropy, exit_threshold, probe_logits
 from acn_kernels.inference.early_exit import first_exit
 from acn_kernels.inference.segment_times import expected_seconds
-from acn_kernels.models import create
 from acn_kernels.timing import interleaved_seconds
 from acn_kernels.training.digits import Split
 from acn_kernels.training.losses import BranchLoss
 from benchmarks.paper.data import Prepared
+from benchmarks.paper.networks import build, one_input
 from benchmarks.paper.spec import Metrics, Training
 from benchmarks.paper.trained import Trained, accuracy_by_depth, batches
 
@@ -87,16 +87,17 @@ def to_reach(trained: Trained, accuracy: float) -> Metrics:
 def training_flops(training: Training, samples: int) -> float:
     """Of all forward and backward passes, step schedules followed; a backward pass counts two
     forward passes, less what is frozen."""
-    model = create(training.model, **dict(training.changes))
-    size, layers, epochs = model.config.image_size, len(model.blocks), training.recipe.epochs
+    model = build(training, classes=10, weights=False)
+    layers, epochs = len(model.blocks), training.recipe.epochs
     shares = [epoch / epochs for epoch in range(epochs)]
     depths = [training.depth.at(p, layers) if training.depth else layers for p in shares]
     frozen = [training.freeze.at(p, layers) if training.freeze else 0 for p in shares]
-    wanted = sorted({0, *depths, *frozen})
-    image = torch.zeros(1, model.config.channels, size, size)
-    forward = dict(zip(wanted, analysis.costs(model, image, wanted).flops.tolist(), strict=True))
+    wanted = sorted({*depths, *({0, *frozen} if training.freeze else ())})
+    cost = analysis.costs(model, one_input(training, model), wanted)
+    forward = dict(zip(wanted, cost.flops.tolist(), strict=True))
     passes = (
-        3 * forward[d] - 2 * (forward[f] - forward[0]) for d, f in zip(depths, frozen, strict=True)
+        3 * forward[d] - (2 * (forward[f] - forward[0]) if f else 0)
+        for d, f in zip(depths, frozen, strict=True)
     )
     return float(sum(passes) * samples)
 

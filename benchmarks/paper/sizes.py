@@ -6,6 +6,7 @@ from typing import Any
 
 from acn_kernels.training.trainer import Recipe
 from benchmarks.paper.spec import Data, Training
+from benchmarks.paper.text_models import BERT
 
 _MIXER = {
     "smoke": ("acn_mixer_digits", {"depth": 4, "width": 16, "token_mlp": 8, "channel_mlp": 24}),
@@ -24,10 +25,25 @@ _VIT = {
     ),
     "paper": ("acn_vit_tiny_patch4_cifar", {}),
 }
+_WORDS = {"smoke": 18, "small": 4000, "paper": 12_000}
+_BERT = {
+    "smoke": (BERT, {"num_hidden_layers": 4, "hidden_size": 16, "num_attention_heads": 2,
+                     "intermediate_size": 24, "vocab_size": _WORDS["smoke"]}),
+    "small": (BERT, {"num_hidden_layers": 6, "hidden_size": 64, "num_attention_heads": 4,
+                     "intermediate_size": 256, "vocab_size": _WORDS["small"]}),
+    # BERT-base but for its vocabulary.
+    "paper": (BERT, {"vocab_size": _WORDS["paper"]}),
+}  # fmt: skip
+_FAMILIES = {"mixer": _MIXER, "vit": _VIT, "bert": _BERT}
 CIFAR = {
     "smoke": Data("digits", train=320, test=200),
     "small": Data("cifar10", train=2500, test=1000),
     "paper": Data("cifar10"),
+}
+SST2 = {
+    "smoke": Data("digits", train=320, test=200, tokens=64, words=_WORDS["smoke"]),
+    "small": Data("sst2", train=3000, tokens=24, words=_WORDS["small"]),
+    "paper": Data("sst2", tokens=64, words=_WORDS["paper"]),
 }
 _LR = {"smoke": 3e-3, "small": 2e-3, "paper": 1e-3}
 
@@ -42,14 +58,16 @@ def training(
     loss: str = "final",
     track: bool = False,
     batch: dict[str, int] | None = None,
+    lr: dict[str, float] | None = None,
     **changes: Any,
 ) -> Training:
-    """A network of this wiring under the preset; ``epochs`` and ``batch`` are by preset."""
-    name, sized = (_MIXER if family == "mixer" else _VIT)[preset]
-    recipe = Recipe(epochs[preset], (batch or {}).get(preset, 64), _LR[preset])
+    """A network of this wiring under the preset; ``epochs``, ``batch`` and ``lr`` are by preset."""
+    name, sized = _FAMILIES[family][preset]
+    recipe = Recipe(epochs[preset], (batch or {}).get(preset, 64), (lr or _LR)[preset])
     changes = {**sized, "wiring": wiring, **changes}
     pairs = tuple(sorted(changes.items()))
-    return Training(data or CIFAR[preset], name, pairs, recipe, loss, track=track)
+    own = SST2 if family == "bert" else CIFAR
+    return Training(data or own[preset], name, pairs, recipe, loss, track=track)
 
 
 def layers(preset: str, family: str = "mixer") -> int:

@@ -22,9 +22,10 @@ Metrics = dict[str, Any]  # numbers, and lists of numbers for pictures
 class Data:
     """A data set, or part of it.
 
-    name: "digits", "cifar10", "cifar100" or "fashion". classes: which of them, relabelled 0, 1, ..
-    (None: all). train, test: the first so many samples (None: all); per_class: the first so many
-    training samples of each class.
+    name: "digits", "cifar10", "cifar100", "fashion" or "sst2". classes: which of them, relabelled
+    0, 1, .. (None: all). train, test: the first so many samples (None: all); per_class: the first
+    so many training samples of each class. tokens: of every sentence, cut or padded to so many
+    (0: these are images; digits have 64). words: in the vocabulary (0: MiniLM's pieces of words).
     """
 
     name: str
@@ -32,14 +33,18 @@ class Data:
     test: int | None = None
     classes: tuple[int, ...] | None = None
     per_class: int | None = None
+    tokens: int = 0
+    words: int = 0
 
 
 @dataclass(frozen=True)
 class Training:
     """Everything that a trained network follows from, beside its seed and the code.
 
-    model: a preset of acn_kernels.models. changes: to its configuration, as sorted pairs. loss: a
-    name in benchmarks.paper.trained.LOSSES. track: keep the gradient norms of every epoch.
+    model: a preset of acn_kernels.models, or one of benchmarks.paper.text_models. changes: to its
+    configuration, as sorted pairs. loss: a name in benchmarks.paper.trained.LOSSES. track: keep the
+    gradient norms of every epoch. start: the training whose network this one goes on from, cut
+    where this one has fewer layers.
     """
 
     data: Data
@@ -51,6 +56,7 @@ class Training:
     depth: DepthSchedule | None = None
     freeze: FreezeSchedule | None = None
     track: bool = False
+    start: Training | None = None
 
 
 @dataclass(frozen=True)

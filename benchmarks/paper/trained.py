@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from acn_kernels.analysis import GradientHistory
 from acn_kernels.files import written_whole
 from acn_kernels.inference import probe
-from acn_kernels.models import create
 from acn_kernels.training.digits import Split
 from acn_kernels.training.losses import (
     BranchLoss,
@@ -28,6 +27,7 @@ from acn_kernels.training.losses import (
 )
 from acn_kernels.training.trainer import Trainer
 from benchmarks.paper.data import Prepared, prepared
+from benchmarks.paper.networks import build
 from benchmarks.paper.spec import Data, Training
 from benchmarks.throughput.environment import sources
 
@@ -120,8 +120,10 @@ class Context:
 
     def _start(self, training: Training, data: Prepared):
         torch.manual_seed(self.seed)
-        changes = {**dict(training.changes), "classes": data.classes}
-        model = create(training.model, **changes).to(self.device)
+        model = build(training, data.classes).to(self.device)
+        if training.start is not None:
+            known = self.trained(training.start).model
+            model.load_state_dict(known.truncate(len(model.blocks)).state_dict())
         loss = LOSSES[training.loss](model.config)
         history = GradientHistory(model) if training.track else None
         trainer = Trainer(

@@ -1,0 +1,124 @@
+"""Not in the paper: an ACN from a residual network that is trained already.
+
+alpha goes from 0 to 1 over a fine-tuning, then the upper half is cut. Against it stand the same
+fine-tuning of the lower half alone (layers dropped beforehand), and of the whole residual network
+with the losses of Aligned and LayerSkip.
+"""
+
+from dataclasses import dataclass, replace
+
+from acn_kernels.alpha_schedule import AlphaSchedule
+from acn_kernels.training.schedules import DepthSchedule
+from acn_kernels.training.trainer import Recipe
+from benchmarks.paper import measures
+from benchmarks.paper.experiments import fig3, fig5
+from benchmarks.paper.minilm import DEPTH
+from benchmarks.paper.sizes import layers
+from benchmarks.paper.spec import Data, Experiment, Plan, Row, Training
+from benchmarks.paper.text_models import MINILM
+
+WHOLE, BEFORE, DROPPED = "residual", "before", "layers dropped"
+
+
+@dataclass(frozen=True)
+class Way:
+    """depth: of the fine-tuning. dropped: only the lower half is there from the beginning."""
+
+    alpha: AlphaSchedule | None = None
+    depth: DepthSchedule | None = None
+    loss: str = "final"
+    dropped: bool = False
+
+
+ANNEALED = AlphaSchedule(0.0, 1.0, 0.5)
+WAYS = {
+    WHOLE: Way(),
+    "annealed": Way(ANNEALED),
+    "annealed, then cut": Way(ANNEALED, DepthSchedule(((0.0, 1.0), (0.5, 0.5)))),
+    DROPPED: Way(dropped=True),
+    "Aligned": Way(loss="shared head"),
+    "LayerSkip": Way(loss="layerskip"),
+}
+
+
+def _ways(whole: Training, depth: int, key: str):
+    """The fine-tunings of ``whole``; ``key``: how its depth is called."""
+    half = tuple(sorted({**dict(whole.changes), key: depth // 2}.items()))
+    trainings = {BEFORE: replace(whole, recipe=replace(whole.recipe, epochs=0))}
+    for name, way in WAYS.items():
+        trainings[name] = replace(
+            whole, alpha=way.alpha, depth=way.depth, loss=way.loss,
+            changes=half if way.dropped else whole.changes,
+        )  # fmt: skip
+    return Plan(trainings, {"half": depth // 2})
+
+
+TEXT_EPOCHS = {"small": 2, "paper": 3}
+TEXT = {
+    "small": Data("sst2", train=1000, tokens=20),
+    "paper": Data("sst2", tokens=64),
+}
+
+
+def plan_text(preset):
+    if preset == "smoke":
+        known = fig5.plan(preset).trainings["residual"]
+        whole = replace(known, start=known)
+        return _ways(whole, 4, "num_hidden_layers")
+    recipe = Recipe(TEXT_EPOCHS[preset], batch_size=32, lr=5e-5, warmup=0.25)
+    return _ways(Training(TEXT[preset], MINILM, (), recipe), DEPTH, "depth")
+
+
+IMAGE_EPOCHS = {"smoke": 2, "small": 4, "paper": 100}
+
+
+def plan_images(preset):
+    known = fig3.plan(preset).trainings["residual"]
+    recipe = replace(known.recipe, epochs=IMAGE_EPOCHS[preset])
+    return _ways(replace(known, recipe=recipe, start=known), layers(preset, "vit"), "depth")
+
+
+def measure(context, plan, name):
+    training = plan.trainings[name]
+    model, data = context.trained(training).model, context.data(training.data)
+    if name == BEFORE:
+        return {"accuracy_by_depth": measures.linear_probes(model, data)}
+    profile = measures.depth_profile(model, data.test)
+    by_depth, half = profile["accuracy_by_depth"], plan.options["half"]
+    return {
+        **profile,
+        "half_accuracy": by_depth[half],
+        # Of the network as it is put to use: whole, or its lower half.
+        "kept_accuracy": by_depth[-1 if name == WHOLE else half],
+    }
+
+
+def _rows():
+    cut = [name for name in WAYS if name != WHOLE]
+    return (
+        *(Row("accuracy of the lower half against the whole, points", "kept_accuracy", name, WHOLE,
+              0, None, 100) for name in cut),
+        *(Row("accuracy of the lower half, points", "half_accuracy", name, against, 1, None, 100)
+          for name in cut if name.startswith("annealed")
+          for against in (DROPPED, "Aligned", "LayerSkip")),
+        Row("accuracy of all layers, points", "accuracy", "annealed", WHOLE, 0, None, 100),
+    )  # fmt: skip
+
+
+TEXT_EXPERIMENT = Experiment(
+    "pretrained_minilm",
+    "From a pre-trained residual model: MiniLM on SST-2",
+    plan_text,
+    measure,
+    _rows(),
+    "no experiment of the paper; the sign is what we aim at. `before`: fresh linear classifiers "
+    "on the network as it was found",
+)
+IMAGE_EXPERIMENT = Experiment(
+    "pretrained_vit",
+    "From a pre-trained residual model: a ViT on CIFAR-10",
+    plan_images,
+    measure,
+    _rows(),
+    "goes on from the residual network of Fig. 3; otherwise as with MiniLM",
+)
