@@ -43,7 +43,7 @@ def has_entry_norms(layer: nn.Module) -> bool:
 class Wiring(NamedTuple):
     """What all connections of one forward pass share."""
 
-    alpha: float | Tensor = 1.0  # a 0-dim tensor strictly between the ends
+    alpha: float | Tensor = 1.0  # a 0-dim tensor between the ends; [L], where layers have their own
     sublayers: bool = False
     detach: bool = False
     rows: RowSelection | None = None
@@ -54,6 +54,12 @@ class Wiring(NamedTuple):
     def is_acn(self) -> bool:
         """alpha = 1 exactly: no short connection anywhere."""
         return isinstance(self.alpha, float) and self.alpha == 1
+
+    def of_layer(self, i: int) -> Wiring:
+        """This wiring with the alpha of layers[i]."""
+        if isinstance(self.alpha, float) or self.alpha.dim() == 0:
+            return self
+        return self._replace(alpha=self.alpha[i])
 
     def selected(self, x: Tensor) -> Tensor:
         """The rows of x that y keeps."""
@@ -251,10 +257,10 @@ class MixedStream(Connection):
         return (self.y + alpha * (x.to(self.y.dtype) - self.y)).to(x.dtype)
 
 
-def as_data(alpha: float) -> Tensor | None:
-    """alpha as a 0-dim tensor where it lies between the ends, so that annealing recompiles
+def as_data(alpha: float | tuple[float, ...]) -> Tensor | None:
+    """alpha as a tensor, 0-dim for one number between the ends, so that annealing recompiles
     nothing; None at the ends, which are code of their own."""
-    if not 0 < alpha < 1:
+    if not isinstance(alpha, tuple) and not 0 < alpha < 1:
         return None
     # On the CPU even where the default device is "meta", as in from_pretrained of transformers.
     return torch.tensor(alpha, dtype=torch.float64, device="cpu")

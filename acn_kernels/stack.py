@@ -31,7 +31,7 @@ from acn_kernels.reference import sum_dtype
 from acn_kernels.rows import Rows
 from acn_kernels.scales import check_scales, parse_scales
 from acn_kernels.validation import (
-    check_alpha,
+    check_alphas,
     check_checkpoint,
     check_depth,
     check_flag,
@@ -55,7 +55,8 @@ class FusedACNStack(LayerList):
         layers: modules that map [..., D] to the same shape, without a short connection of their
             own. Those of :mod:`acn_kernels.blocks` have their entry norm fused.
         norm: the final norm, applied to y; None returns y itself.
-        alpha: in [0, 1]; may be set between steps.
+        alpha: in [0, 1], or a sequence of such numbers, one for each layer's input; may be set
+            between steps.
         scales: a_0 .. a_L (a_1 .. a_L without the input), one for every term of the sum: a
             sequence or tensor is fixed, an ``nn.Parameter`` learned from its values, "learned"
             learned from one; None is one throughout. Under granularity "sublayer" every attention
@@ -83,7 +84,7 @@ class FusedACNStack(LayerList):
         layers: Sequence[nn.Module],
         norm: nn.Module | None = None,
         *,
-        alpha: float = 1.0,
+        alpha: float | Sequence[float] = 1.0,
         scales: str | Sequence[float] | Tensor | None = None,
         include_input: bool = True,
         rows: str | slice | Tensor | None = None,
@@ -112,13 +113,13 @@ class FusedACNStack(LayerList):
             raise ValueError("layers is empty and include_input is False; the sum takes a term")
 
     @property
-    def alpha(self) -> float:
-        """1 is the ACN, 0 the residual network; a number in [0, 1]."""
+    def alpha(self) -> float | tuple[float, ...]:
+        """1 is the ACN, 0 the residual network; a number in [0, 1], or one for each layer."""
         return self._alpha
 
     @alpha.setter
-    def alpha(self, alpha: float) -> None:
-        self._alpha = check_alpha(alpha)
+    def alpha(self, alpha: float | Sequence[float]) -> None:
+        self._alpha = check_alphas(alpha, len(self))
         self._mix = as_data(self._alpha)
 
     @property
@@ -245,7 +246,7 @@ class FusedACNStack(LayerList):
         wiring = self._wiring(x)
         if wiring.is_acn:
             return Connection(wiring)
-        return MixedStream(wiring, iter(self._scales_by_layer(i)[-1]), y)
+        return MixedStream(wiring.of_layer(i), iter(self._scales_by_layer(i)[-1]), y)
 
     def _connection_kind(self, wiring: Wiring) -> type[Connection]:
         in_place = wiring.is_acn and not torch.is_grad_enabled()
@@ -327,7 +328,7 @@ class FusedACNStack(LayerList):
         return type(self)(
             [self[k] for k in kept],
             self.norm,
-            alpha=self.alpha,
+            alpha=self._alphas_of(kept),
             scales=self._scales_of(kept),
             include_input=self.include_input,
             rows=self.rows,
@@ -396,6 +397,10 @@ class FusedACNStack(LayerList):
             return None if depth or self.include_input else OMITTED
         return self._scales_by_layer(depth)[-1][0]
 
+    def _alphas_of(self, kept: range) -> float | list[float]:
+        alpha = self.alpha
+        return [alpha[k] for k in kept] if isinstance(alpha, tuple) else alpha
+
     def _scales_of(self, kept: range) -> Tensor | None:
         """The scales of the input and of the kept layers; a prefix shares memory with ours."""
         if self.scales is None:
@@ -426,9 +431,9 @@ class FusedACNStack(LayerList):
 
 def _run(x, y, kind, i, layer, wiring, scales, args, kwargs, closing):
     """(x_{i+1}, what its connection carries on, the wiring of x_{i+1})."""
-    connection = kind(wiring, scales, y, closing)
+    connection = kind(wiring.of_layer(i), scales, y, closing)
     out = _through(i, layer, x, connection, args, kwargs)
-    return out, connection.carried, connection.wiring
+    return out, connection.carried, connection.wiring._replace(alpha=wiring.alpha)
 
 
 def _through(i, layer, x, connection, args, kwargs):

@@ -25,6 +25,18 @@ def check_alpha(alpha: float) -> float:
     return float(alpha)
 
 
+def check_alphas(alpha: float | Sequence[float], layers: int) -> float | tuple[float, ...]:
+    """One alpha, or one for each layer; those that are all the same are one."""
+    if not isinstance(alpha, Sequence) or isinstance(alpha, str):
+        return check_alpha(alpha)
+    if len(alpha) != layers:
+        raise ValueError(
+            f"alpha has {len(alpha)} entries; it takes one for each of {layers} layers"
+        )
+    alphas = tuple(map(check_alpha, alpha))
+    return alphas if len(set(alphas)) != 1 else alphas[0]
+
+
 def check_flag(name: str, value: bool) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} is {value!r}; it takes True or False")

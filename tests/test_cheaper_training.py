@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from acn_kernels.alpha_schedule import AlphaSchedule
 from acn_kernels.models import create
 from acn_kernels.training.digits import Split
-from acn_kernels.training.schedules import DepthSchedule, FreezeSchedule
+from acn_kernels.training.initialisation import dirac_, scaled_
+from acn_kernels.training.schedules import BottomUpAlpha, DepthSchedule, FreezeSchedule
 from acn_kernels.training.trainer import Recipe, Trainer
 
 
@@ -99,5 +100,56 @@ def test_alpha_reaches_the_cut_network_too():
     for _ in range(4):
         trainer.train_on(*data())
         seen.append((len(trainer._short.blocks), trainer._short.blocks.alpha))
-    assert seen == [(4, 0.0), (4, 0.25), (2, 0.5), (2, 0.75)]
+    # After the last step the end of the schedule stands, in both.
+    assert seen == [(4, 0.0), (4, 0.25), (2, 0.5), (2, 1.0)]
     assert network.blocks.alpha == 1.0
+
+
+def test_alpha_from_the_bottom_up_by_hand():
+    schedule = BottomUpAlpha(0.8, 0.5)
+    assert schedule.at(0.0, 4) == (0.0, 0.0, 0.0, 0.0)
+    assert schedule.at(0.1875, 4) == pytest.approx((0.8, 0.4, 0.0, 0.0))
+    assert schedule.at(0.375, 4) == pytest.approx((0.8, 0.8, 0.8, 0.0))
+    assert schedule.at(0.5, 4) == schedule.at(1.0, 4) == (0.8,) * 4
+    assert BottomUpAlpha(1.0, 0.0).at(0.0, 2) == (1.0, 1.0)
+
+
+def test_every_layer_gets_its_alpha():
+    network, depth = model(), DepthSchedule(((0, 1.0), (0.75, 0.5)))
+    trainer = Trainer(network, Recipe(8, batch_size=16), 16, alpha=BottomUpAlpha(), depth=depth)
+    seen = []
+    for _ in range(8):
+        trainer.train_on(*data())
+        seen.append(trainer.network.blocks.alpha)
+    assert seen[:4] == [0.0, (1.0, 0.0, 0.0, 0.0), (1.0, 1.0, 0.0, 0.0), (1.0, 1.0, 1.0, 0.0)]
+    assert seen[4:] == [1.0] * 4 and len(trainer.network.blocks) == 2
+    assert network.blocks.alpha == 1.0
+
+
+def test_dirac_weights_by_hand():
+    network = model()
+    mlps = [mlp for block in network.blocks for mlp in (block.token_mlp, block.channel_mlp)]
+    before = [(mlp.fc1.weight.clone(), mlp.fc2.weight.clone()) for mlp in mlps]
+    dirac_(network)
+    for mlp, weights in zip(mlps, before, strict=True):
+        for linear, old in zip((mlp.fc1, mlp.fc2), weights, strict=True):
+            added = linear.weight - old
+            rows = torch.arange(min(added.shape))
+            expected = torch.zeros_like(added)
+            expected[rows, rows] = 1
+            torch.testing.assert_close(added, expected)
+    with pytest.raises(ValueError, match="without an MLP"):
+        dirac_(nn.Linear(3, 3))
+
+
+@pytest.mark.parametrize("gain", [0.5, 1.0, 2.0])
+def test_scaled_weights_keep_the_variance(gain):
+    """Of an input of variance 1 a linear layer makes one of gain^2."""
+    layer = nn.Sequential(nn.Linear(400, 300), nn.LayerNorm(300))
+    nn.init.constant_(layer[1].weight, 3.0)
+    scaled_(layer, gain)
+    out = layer[0](torch.randn(200, 400))
+    assert out.std().item() == pytest.approx(gain, rel=0.1)
+    assert not layer[0].bias.any() and (layer[1].weight == 3).all()
+    with pytest.raises(ValueError, match="gain is 0; it takes a positive number"):
+        scaled_(layer, 0)

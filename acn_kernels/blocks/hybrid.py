@@ -53,8 +53,10 @@ class PostNormStack(HybridStack):
         groups = super()._scales_by_layer(depth)
         if self._alpha == 1:
             return groups
-        scale: Scale = OMITTED
+        shares: Sequence[Scale] = [OMITTED] * depth
         if self._mix is not None:
             like = next(self.parameters(), self._mix)
-            scale = self._mix.to(like.device, sum_dtype(like.dtype))
-        return [[scale] * len(group) for group in groups[:-1]] + groups[-1:]
+            mix = self._mix.to(like.device, sum_dtype(like.dtype))
+            shares = mix.expand(len(self)).unbind()[:depth]
+        entered = zip(shares, groups, strict=False)
+        return [[share] * len(group) for share, group in entered] + groups[-1:]

@@ -59,3 +59,17 @@ class FreezeSchedule(NamedTuple):
         if progress < self.start or self.start >= 1:
             return 0
         return int(self.layers * layers * (progress - self.start) / (1 - self.start) + 1e-9)
+
+
+class BottomUpAlpha(NamedTuple):
+    """Every layer has an alpha of its own: it goes from 0 to ``end``, one layer after the other
+    from the bottom up, over the first ``fraction`` of the training. What lies above the front is
+    a residual network on top of an ACN that grows."""
+
+    end: float = 1.0
+    fraction: float = 0.5
+
+    def at(self, progress: float, layers: int) -> tuple[float, ...]:
+        """alpha of layers[0], layers[1], ... after the share ``progress``."""
+        front = layers if progress >= self.fraction else layers * progress / self.fraction
+        return tuple(self.end * min(max(front - i, 0.0), 1.0) for i in range(layers))

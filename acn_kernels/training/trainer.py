@@ -14,7 +14,12 @@ from acn_kernels.convert import anneal
 from acn_kernels.models import ImageClassifier
 from acn_kernels.training.digits import Split
 from acn_kernels.training.losses import Loss, Step, final_loss
-from acn_kernels.training.schedules import DepthSchedule, FreezeSchedule, warmup_cosine
+from acn_kernels.training.schedules import (
+    BottomUpAlpha,
+    DepthSchedule,
+    FreezeSchedule,
+    warmup_cosine,
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,8 @@ class Trainer:
 
     Args:
         loss: see :mod:`acn_kernels.training.losses`; one that is an nn.Module is trained too.
-        alpha: sets the alpha of the model's stack, or of its converted blocks, before every step.
+        alpha: sets the alpha of the model's stack, or of its converted blocks, before every step;
+            a BottomUpAlpha, that of every layer in a stack.
         depth: how many of the layers take part in each step.
         freeze: how many of the lowest ones, with the stem, no longer learn.
         after_backward: called between the backward pass and the optimiser's step.
@@ -49,7 +55,7 @@ class Trainer:
         recipe: Recipe,
         samples: int,
         loss: Loss = final_loss,
-        alpha: AlphaSchedule | None = None,
+        alpha: AlphaSchedule | BottomUpAlpha | None = None,
         depth: DepthSchedule | None = None,
         freeze: FreezeSchedule | None = None,
         after_backward: Callable[[], None] | None = None,
@@ -125,7 +131,11 @@ class Trainer:
 
     def _anneal(self, progress: float) -> None:
         for network in {self.model, self._short}:
-            anneal(network, self.alpha.at).step(progress)
+            if isinstance(self.alpha, BottomUpAlpha):
+                alphas = self.alpha.at(progress, len(self.model.blocks))
+                network.blocks.alpha = alphas[: len(network.blocks)]
+            else:
+                anneal(network, self.alpha.at).step(progress)
 
     def train_epoch(self, data: Split) -> float:
         """All samples once, in an order that follows from the seed and the epoch; the mean loss."""

@@ -59,6 +59,8 @@ def markdown(results: dict[str, dict[str, Any]]) -> str:
         if result is not None:
             parts.append(f"{result['seeds']} seeds, {result['seconds']:.0f} s of work.")
         parts.append(rows(verdicts))
+        if result is not None and experiment.summary is not None:
+            parts.append(experiment.summary(result["runs"]))
         if result is not None and _has_curves(result):
             parts.append(depth_table(result))
     missing = [[what, f"not run: {why}"] for what, why in NOT_RUN.items()]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from acn_kernels.alpha_schedule import AlphaSchedule
-from acn_kernels.training.schedules import DepthSchedule, FreezeSchedule
+from acn_kernels.training.schedules import BottomUpAlpha, DepthSchedule, FreezeSchedule
 from acn_kernels.training.trainer import Recipe
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ class Training:
 
     model: a preset of acn_kernels.models, or one of benchmarks.paper.text_models. changes: to its
     configuration, as sorted pairs. loss: a name in benchmarks.paper.trained.LOSSES. track: keep the
-    gradient norms of every epoch. start: the training whose network this one goes on from, cut
+    gradient norms of every epoch. first: how the weights begin, a name in FIRST_WEIGHTS there.
+    start: the training whose network this one goes on from, cut
     where this one has fewer layers.
     """
 
@@ -52,10 +53,11 @@ class Training:
     changes: tuple[tuple[str, Any], ...]
     recipe: Recipe
     loss: str = "final"
-    alpha: AlphaSchedule | None = None
+    alpha: AlphaSchedule | BottomUpAlpha | None = None
     depth: DepthSchedule | None = None
     freeze: FreezeSchedule | None = None
     track: bool = False
+    first: str = "default"
     start: Training | None = None
 
 
@@ -87,7 +89,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Experiment:
-    """note: where it deviates from the paper, in words. measure: (context, plan, network)."""
+    """note: where it deviates from the paper, in words. measure: (context, plan, network).
+    summary: what the report says of the metrics by network and seed, beside the rows."""
 
     name: str
     title: str
@@ -95,3 +98,4 @@ class Experiment:
     measure: Callable[[Context, Plan, str], Metrics]
     rows: tuple[Row, ...]
     note: str = ""
+    summary: Callable[[dict[str, dict[str, Metrics]]], str] | None = None

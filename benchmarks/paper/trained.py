@@ -17,6 +17,7 @@ from acn_kernels.analysis import GradientHistory
 from acn_kernels.files import written_whole
 from acn_kernels.inference import probe
 from acn_kernels.training.digits import Split
+from acn_kernels.training.initialisation import dirac_, scaled_
 from acn_kernels.training.losses import (
     BranchLoss,
     LayerSkipLoss,
@@ -41,6 +42,12 @@ LOSSES = {
     "branches": lambda c: BranchLoss(c.width, c.classes, branch_depths(c.depth), BRANCH_WEIGHTS),
     "layerskip": lambda c: LayerSkipLoss(p_max=0.1, e_scale=0.2),
     "deep supervision": lambda c: deep_supervision(c.width, c.classes, c.depth),
+}
+
+FIRST_WEIGHTS = {
+    "default": lambda model: None,
+    "dirac": lambda model: dirac_(model),
+    "scaled": lambda model: scaled_(model.blocks),
 }
 
 
@@ -121,6 +128,7 @@ class Context:
     def _start(self, training: Training, data: Prepared):
         torch.manual_seed(self.seed)
         model = build(training, data.classes).to(self.device)
+        FIRST_WEIGHTS[training.first](model)
         if training.start is not None:
             known = self.trained(training.start).model
             model.load_state_dict(known.truncate(len(model.blocks)).state_dict())

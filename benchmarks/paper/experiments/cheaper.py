@@ -5,11 +5,12 @@ from the same weights; epochs are a multiple of the twin's, so that those which 
 layers, or freeze some, cost about what the twin costs.
 """
 
+import functools
 from dataclasses import dataclass, replace
 
 from acn_kernels.alpha_schedule import AlphaSchedule
-from acn_kernels.training.schedules import DepthSchedule, FreezeSchedule
-from benchmarks.paper import measures
+from acn_kernels.training.schedules import BottomUpAlpha, DepthSchedule, FreezeSchedule
+from benchmarks.paper import measures, winners
 from benchmarks.paper.sizes import layers, training
 from benchmarks.paper.spec import Experiment, Plan, Row
 
@@ -23,27 +24,31 @@ class Way:
 
     wiring: str = "acn"
     epochs: float = 1.0
-    alpha: AlphaSchedule | None = None
+    alpha: AlphaSchedule | BottomUpAlpha | None = None
     depth: DepthSchedule | None = None
     freeze: FreezeSchedule | None = None
+    first: str = "default"
 
 
 ANNEALED = AlphaSchedule(0.0, 1.0, 0.5)
 LOWER_HALF = DepthSchedule(((0.0, 1.0), (0.5, 0.5)))
+GROWING = DepthSchedule(((0.0, 0.5), (0.25, 0.75), (0.5, 1.0)))
 WAYS = {
     TWIN: Way("residual"),
     "ACN": Way(),
     "ACN, twice the epochs": Way(epochs=2),
     "annealed": Way(alpha=ANNEALED),
     "annealed to 0.8": Way(alpha=AlphaSchedule(0.0, 0.8, 0.6)),
+    "annealed to 0.5": Way(alpha=AlphaSchedule(0.0, 0.5, 0.5)),
+    "annealed from the bottom up": Way(alpha=BottomUpAlpha(1.0, 0.5)),
+    "ACN, Dirac weights": Way(first="dirac"),
+    "ACN, scaled weights": Way(first="scaled"),
     "annealed, then the lower half": Way(epochs=4 / 3, alpha=ANNEALED, depth=LOWER_HALF),
     "annealed, lower layers freeze": Way(
         epochs=1.2, alpha=ANNEALED, freeze=FreezeSchedule(0.5, 0.5)
     ),
-    "annealed, growing": Way(
-        epochs=1.2, alpha=ANNEALED, depth=DepthSchedule(((0.0, 0.5), (0.25, 0.75), (0.5, 1.0)))
-    ),
-    "growing": Way(epochs=1.2, depth=DepthSchedule(((0.0, 0.5), (0.25, 0.75), (0.5, 1.0)))),
+    "annealed, growing": Way(epochs=1.2, alpha=ANNEALED, depth=GROWING),
+    "growing": Way(epochs=1.2, depth=GROWING),
 }
 
 
@@ -52,7 +57,9 @@ def plan(preset):
     for name, way in WAYS.items():
         epochs = {preset: round(EPOCHS[preset] * way.epochs)}
         one = training(preset, way.wiring, epochs)
-        trainings[name] = replace(one, alpha=way.alpha, depth=way.depth, freeze=way.freeze)
+        trainings[name] = replace(
+            one, alpha=way.alpha, depth=way.depth, freeze=way.freeze, first=way.first
+        )
     return Plan(trainings, {"half": layers(preset) // 2})
 
 
@@ -87,4 +94,5 @@ EXPERIMENT = Experiment(
     measure,
     tuple(row for way in WAYS if way != TWIN for row in _rows(way)),
     "no experiment of the paper; the sign is what we aim at",
+    functools.partial(winners.ranking, twin=TWIN),
 )

@@ -47,7 +47,7 @@ def measure(context, plan, name):
 
 def _row(what, metric, method):
     of, against = (f"{name}, {method}" for name in ("ACN", "residual"))
-    return Row(f"accuracy, points: {what}", metric, of, against, 1, None, 100)
+    return Row(f"accuracy, points, weights: {what}", metric, of, against, 1, None, 100)
 
 
 EXPERIMENT = Experiment(
@@ -56,9 +56,9 @@ EXPERIMENT = Experiment(
     plan,
     measure,
     (
-        *(_row(f"{share:.0%} of the weights, by magnitude", f"accuracy {i}", "magnitude")
+        *(_row(f"{share:.0%} left by magnitude", f"accuracy {i}", "magnitude")
           for i, share in enumerate(KEPT)),
-        *(_row(f"{(1 - dropped) ** (i + 1):.0%} of the weights, by movement", f"accuracy {i}", method)
+        *(_row(f"{(1 - dropped) ** (i + 1):.0%} left by movement", f"accuracy {i}", method)
           for method, dropped in DROPPED.items() for i in range(EPOCHS["smoke"])),
     ),
     "the networks of Fig. 5; movement pruning goes on from them",
