@@ -37,12 +37,12 @@ _BERT = {
 _FAMILIES = {"mixer": _MIXER, "vit": _VIT, "bert": _BERT}
 CIFAR = {
     "smoke": Data("digits", train=320, test=200),
-    "small": Data("cifar10", train=2500, test=1000),
+    "small": Data("cifar10", train=2000, test=1000),
     "paper": Data("cifar10"),
 }
 SST2 = {
     "smoke": Data("digits", train=320, test=200, tokens=64, words=_WORDS["smoke"]),
-    "small": Data("sst2", train=3000, tokens=24, words=_WORDS["small"]),
+    "small": Data("sst2", train=2000, tokens=24, words=_WORDS["small"]),
     "paper": Data("sst2", tokens=64, words=_WORDS["paper"]),
 }
 _LR = {"smoke": 3e-3, "small": 2e-3, "paper": 1e-3}

@@ -14,7 +14,7 @@ from benchmarks.paper import measures, winners
 from benchmarks.paper.sizes import layers, training
 from benchmarks.paper.spec import Experiment, Plan, Row
 
-EPOCHS = {"smoke": 3, "small": 9, "paper": 300}
+EPOCHS = {"smoke": 3, "small": 8, "paper": 300}
 TWIN = "residual"
 
 

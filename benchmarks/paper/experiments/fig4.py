@@ -7,8 +7,8 @@ from benchmarks.paper.sizes import CIFAR, training
 from benchmarks.paper.spec import Experiment, Plan, Row
 
 EPOCHS = {
-    "residual": {"smoke": 2, "small": 10, "paper": 300},
-    "ACN": {"smoke": 2, "small": 14, "paper": 420},
+    "residual": {"smoke": 2, "small": 8, "paper": 300},
+    "ACN": {"smoke": 2, "small": 11, "paper": 420},
 }
 CLASSES = (2, 5, 10)
 

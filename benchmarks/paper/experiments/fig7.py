@@ -9,8 +9,8 @@ from benchmarks.paper.trained import accuracy
 
 KEPT = (0.8, 0.6, 0.4, 0.2)  # by magnitude
 DROPPED = {"movement, 20 % an epoch": 0.2, "movement, 40 % an epoch": 0.4}
-EPOCHS = {"smoke": 2, "small": 3, "paper": 5}  # of movement pruning
-LR = 0.5  # of the training's
+EPOCHS = {"smoke": 2, "small": 2, "paper": 5}  # of movement pruning
+LR = 0.2  # of the training's
 
 
 def plan(preset):

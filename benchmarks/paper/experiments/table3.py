@@ -10,7 +10,7 @@ EPOCHS = {"smoke": 1, "small": 3, "paper": 10}
 PER_TASK = {"smoke": 2, "small": 2}
 DEPTH = {"smoke": 4, "small": 5, "paper": 5}
 STRENGTH = 1.0
-FASHION = {"small": Data("fashion", train=2500, test=1000), "paper": Data("fashion")}
+FASHION = {"small": Data("fashion", train=2000, test=1000), "paper": Data("fashion")}
 
 
 def plan(preset, data=None, classes=10, per_task=2, **changes):
