@@ -126,6 +126,26 @@ def test_every_layer_gets_its_alpha():
     assert network.blocks.alpha == 1.0
 
 
+@pytest.mark.parametrize("steps", [3, 4])
+def test_a_training_that_is_loaded_stands_where_it_was(steps):
+    alpha, depth = AlphaSchedule(0.0, 0.8, 0.5), DepthSchedule(((0, 1.0), (0.5, 0.5)))
+    first, second = (Trainer(model(), Recipe(4, batch_size=16), 16, alpha=alpha, depth=depth)
+                     for _ in range(2))  # fmt: skip
+    for _ in range(steps):
+        first.train_on(*data())
+    second.load_state_dict(first.state_dict())
+    assert len(second.network.blocks) == 2 and second.network.blocks.alpha == 0.8
+    images = data().images
+    assert torch.equal(second.network.eval()(images), first.network.eval()(images))
+
+
+def test_a_list_of_blocks_has_one_alpha():
+    network = model()
+    network.blocks = nn.ModuleList(network.blocks)
+    with pytest.raises(TypeError, match="a BottomUpAlpha; it takes a model with a FusedACNStack"):
+        Trainer(network, Recipe(1), 16, alpha=BottomUpAlpha())
+
+
 def test_dirac_weights_by_hand():
     network = model()
     mlps = [mlp for block in network.blocks for mlp in (block.token_mlp, block.channel_mlp)]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from acn_kernels.alpha_schedule import AlphaSchedule
 from acn_kernels.convert import anneal
 from acn_kernels.models import ImageClassifier
+from acn_kernels.stack import FusedACNStack
 from acn_kernels.training.digits import Split
 from acn_kernels.training.losses import Loss, Step, final_loss
 from acn_kernels.training.schedules import (
@@ -47,6 +48,10 @@ class Trainer:
         depth: how many of the layers take part in each step.
         freeze: how many of the lowest ones, with the stem, no longer learn.
         after_backward: called between the backward pass and the optimiser's step.
+
+    Raises:
+        TypeError: a BottomUpAlpha is given for a model without a stack.
+        ValueError: the stages of ``depth`` are out of order.
     """
 
     def __init__(
@@ -61,6 +66,8 @@ class Trainer:
         after_backward: Callable[[], None] | None = None,
     ) -> None:
         self.model, self.recipe, self.loss, self.alpha = model, recipe, loss, alpha
+        if isinstance(alpha, BottomUpAlpha) and not isinstance(model.blocks, FusedACNStack):
+            raise TypeError("alpha is a BottomUpAlpha; it takes a model with a FusedACNStack")
         self.depth, self.freeze = None if depth is None else depth.checked(), freeze
         self._short, self._frozen = model, 0  # the layers that take part; how many do not learn
         self.after_backward = after_backward
@@ -166,3 +173,7 @@ class Trainer:
         self.schedule.load_state_dict(state["schedule"])
         self.step = self.step._replace(index=state["step"])
         torch.set_rng_state(state["random"])
+        if self.step.index:
+            self._follow_schedules((self.step.index - 1) / self.step.total)
+        if self.done:
+            self._finish()

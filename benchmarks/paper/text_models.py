@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from acn_kernels.convert import convert
 from acn_kernels.inference.truncation import truncate
+from acn_kernels.sharding import shallow_copy
 from benchmarks.paper.minilm import minilm
 from benchmarks.paper.text_data import PADDING
 from benchmarks.torchvision_schemas import define_torchvision_schemas
@@ -52,9 +53,9 @@ class TextClassifier(nn.Module):
 
     def truncate(self, k: int) -> TextClassifier:
         """The ordinary model of the first k blocks, with the same head; weights are shared."""
-        short = TextClassifier(truncate(self.encoder, k), self.head.out_features)
-        short.head = self.head
-        return short.train(self.training)
+        short = shallow_copy(self)
+        short.encoder = truncate(self.encoder, k)
+        return short
 
     def forward(self, ids: Tensor) -> Tensor:
         """Logits [B, classes]."""
