@@ -157,9 +157,9 @@ def test_magnitude_pruning_by_hand():
 
 
 def test_movement_pruning_by_hand(monkeypatch):
-    """One epoch of one step: what is dropped has the lowest -gradient * weight."""
+    """Epochs of one step: what is dropped after the first has the lowest -gradient * weight."""
     model, ids, labels = network(BERT), token_ids(), torch.tensor([0, 1, 1, 0])
-    recipe, data = Recipe(1, batch_size=4, lr=1e-9, weight_decay=0.0), Split(ids, labels)
+    recipe, data = Recipe(2, batch_size=4, lr=1e-9, weight_decay=0.0), Split(ids, labels)
     nn.functional.cross_entropy(model.train()(ids), labels).backward()
     linears = [m for m, _ in pruning.linear_weights(model)]
     scores = torch.cat([-(m.weight.grad * m.weight).detach().flatten() for m in linears])

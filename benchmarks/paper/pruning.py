@@ -30,13 +30,13 @@ def by_magnitude(model: nn.Module, kept: float) -> nn.Module:
 def by_movement(
     model: nn.Module, recipe: Recipe, train: Split, test: Split, dropped: float
 ) -> tuple[list[float], list[float]]:
-    """Movement pruning (arXiv 2005.07683): fine-tunes a copy and drops, after each epoch, the share
-    ``dropped`` of what is left of the weights: those with the lowest ``-sum gradient * weight``
-    over all steps so far, which moved towards zero.
+    """Movement pruning (arXiv 2005.07683): fine-tunes a copy and drops, after each epoch but the
+    last, the share ``dropped`` of what is left of the weights: those with the lowest
+    ``-sum gradient * weight`` over all steps so far, which moved towards zero.
 
     Returns:
-        (the share of the weights that is kept, the test accuracy), by epoch; the accuracy of the
-        network as the next epoch begins with it, just pruned.
+        (the share of the weights that was kept, the test accuracy), at the end of each epoch but
+        the first, so that every size has been trained for one.
     """
     pruned = copy.deepcopy(model)
     weights = linear_weights(pruned)
@@ -53,13 +53,16 @@ def by_movement(
     kept, accuracies = [], []
     while not trainer.done:
         trainer.train_epoch(train)
+        if trainer.epoch > 1:
+            kept.append(share_kept(weights))
+            accuracies.append(accuracy(pruned, test))
+        if trainer.done:
+            break
         least = min(score.min() for score in scores.values())
         prune.global_unstructured(
             weights, prune.L1Unstructured, amount=dropped,
             importance_scores={key: score - least for key, score in scores.items()},
         )  # fmt: skip
-        kept.append(share_kept(weights))
-        accuracies.append(accuracy(pruned, test))
     return kept, accuracies
 
 

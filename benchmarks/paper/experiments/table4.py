@@ -6,7 +6,7 @@ from benchmarks.paper import measures
 from benchmarks.paper.sizes import CIFAR, training
 from benchmarks.paper.spec import Experiment, Plan, Row
 
-EPOCHS = {"smoke": 2, "small": 10, "paper": 100}
+EPOCHS = {"smoke": 2, "small": 8, "paper": 100}
 NETWORKS = {
     "ACN": ("acn", "final"),
     "Aligned": ("residual", "shared head"),

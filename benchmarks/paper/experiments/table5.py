@@ -5,7 +5,7 @@ from benchmarks.paper.experiments import fig1_2
 from benchmarks.paper.sizes import layers, training
 from benchmarks.paper.spec import Experiment, Plan, Row
 
-EPOCHS = {"smoke": 2, "small": 10, "paper": 700}
+EPOCHS = {"smoke": 2, "small": 8, "paper": 700}
 
 
 def plan(preset):

@@ -4,7 +4,7 @@ from benchmarks.paper import measures
 from benchmarks.paper.sizes import training
 from benchmarks.paper.spec import Experiment, Plan, Row
 
-EPOCHS = {"smoke": 2, "small": 10, "paper": 100}
+EPOCHS = {"smoke": 2, "small": 8, "paper": 100}
 NETWORKS = {
     "ACN, cut": ("acn", "final"),
     "residual, branches": ("residual", "branches"),
