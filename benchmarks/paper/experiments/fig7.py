@@ -14,7 +14,7 @@ EPOCHS = {
     "small": 3,
     "paper": 3,
 }  # of movement pruning, each but the first at a size of its own
-LR = 0.2  # of the training's
+LR = 1.0  # of the training's
 
 
 def plan(preset):

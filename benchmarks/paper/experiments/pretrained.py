@@ -30,12 +30,13 @@ class Way:
     dropped: bool = False
 
 
-TO_HALF = AlphaSchedule(0.0, 0.5, 0.5)
 WAYS = {
     WHOLE: Way(),
     "annealed": Way(AlphaSchedule(0.0, 1.0, 0.5)),
-    "annealed to 0.5": Way(TO_HALF),
-    "annealed to 0.5, then cut": Way(TO_HALF, DepthSchedule(((0.0, 1.0), (0.5, 0.5)))),
+    "annealed to 0.5": Way(AlphaSchedule(0.0, 0.5, 0.5)),
+    "annealed to 0.2, then cut": Way(
+        AlphaSchedule(0.0, 0.2, 0.25), DepthSchedule(((0.0, 1.0), (0.25, 0.5)))
+    ),
     DROPPED: Way(dropped=True),
     "Aligned": Way(loss="shared head"),
     "LayerSkip": Way(loss="layerskip"),
