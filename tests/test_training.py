@@ -328,6 +328,14 @@ def test_a_run_keeps_its_number_of_processes(two_processes, capsys):
     assert "there are 1 processes; the run in" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"])
+def test_a_model_in_parts_is_refused(kind, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
+    assert train(tmp_path / "out") == 2
+    assert "accelerate is set up for" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_without_accelerate_the_extra_is_named(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "accelerate", None)
     assert train(tmp_path) == 2

@@ -28,6 +28,14 @@ LOG_FILE = "log.csv"
 MODEL_FOLDER = "model"
 _BAR_STEPS = 20
 
+# What accelerate's launcher and configuration ask for by these variables, the recipe does not do.
+_PARTED = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DEEPSPEED",
+    "ACCELERATE_USE_MEGATRON_LM": "MEGATRON_LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism configuration",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
@@ -84,7 +92,8 @@ def train(recipe: Recipe, out: Path, resume: bool = False) -> Model:
 
     Raises:
         ValueError: a setting is not what is accepted, or differs from those of the run in ``out``;
-            ``out`` holds a run and ``resume`` is False.
+            ``out`` holds a run and ``resume`` is False; accelerate is set up to shard the model
+            or to train in fp16.
         ModuleNotFoundError: accelerate (extra "train") is not installed.
     """
     if not resume and (out / CHECKPOINT_FILE).exists():
@@ -103,19 +112,30 @@ def train(recipe: Recipe, out: Path, resume: bool = False) -> Model:
 
 def _accelerator():
     from accelerate import Accelerator, DistributedType
+    from accelerate.utils import parse_flag_from_env
 
+    # First, because on a CPU accelerate leaves FSDP out without a word, and where DeepSpeed is
+    # not installed it would ask for that.
+    for variable, kind in _PARTED.items():
+        if parse_flag_from_env(variable):
+            raise _parted(kind)
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     kinds = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
     if accelerator.distributed_type not in kinds:
-        raise ValueError(
-            f"accelerate is set up for {accelerator.distributed_type.value}; the recipe takes one "
-            "process, or several with the whole model in each"
-        )
+        raise _parted(accelerator.distributed_type.value)
     if accelerator.mixed_precision not in ("no", "bf16"):
         raise ValueError(
             f"mixed precision is {accelerator.mixed_precision!r}; the recipe takes 'no' or 'bf16'"
         )
     return accelerator
+
+
+def _parted(kind: str) -> ValueError:
+    return ValueError(
+        f"accelerate is set up for {kind}; the recipe takes one process, or several with the whole "
+        "model in each (torchrun, or accelerate launch --multi_gpu); to shard a model, write the "
+        "loop: docs/train.md"
+    )
 
 
 class _Run:
