@@ -9,7 +9,7 @@ enters them without a norm.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -79,14 +79,14 @@ class Connection:
     def __init__(
         self,
         wiring: Wiring | None = None,
-        scales: Iterable[Scale] = (),
+        scales: Sequence[Scale] = (),
         y: Tensor | None = None,
         closing: bool = False,
     ) -> None:
         self._made_of = (wiring, scales, y, closing)
         self._begun = False
         self.wiring = wiring or Wiring()
-        self.scales = iter(scales)
+        self.scales = list(scales)  # of the terms still to enter; torch.compile follows no iterator
         self.y = y
         self.u: Tensor | None = None
         self._scale: Scale = None  # of the term that entered last
@@ -196,7 +196,7 @@ class LongConnection(Connection):
     """alpha = 1 with gradients: each x forks to the next layer and to a term of the sum."""
 
     def __init__(
-        self, wiring: Wiring, scales: Iterable[Scale], y: None = None, closing: bool = False
+        self, wiring: Wiring, scales: Sequence[Scale], y: None = None, closing: bool = False
     ) -> None:
         super().__init__(wiring, scales, y, closing)
         self.terms: list[Term] = []
@@ -206,7 +206,7 @@ class LongConnection(Connection):
         return self.terms
 
     def enter(self, x: Tensor, norm: nn.Module | None) -> Tensor:
-        self.u, scale, spec = x, next(self.scales), NormSpec.of(norm)
+        self.u, scale, spec = x, self.scales.pop(0), NormSpec.of(norm)
         if self.wiring.splits:
             x = self._split(x, scale)
         if isinstance(scale, str):  # OMITTED
@@ -223,7 +223,7 @@ class RunningSum(Connection):
     """alpha = 1 without gradients: the sum runs along, updated in place."""
 
     def enter(self, x: Tensor, norm: nn.Module | None) -> Tensor:
-        self.u, scale, spec = x, next(self.scales), NormSpec.of(norm)
+        self.u, scale, spec = x, self.scales.pop(0), NormSpec.of(norm)
         wiring = self.wiring
         if wiring.splits:
             x = self._split(x, scale)
@@ -243,7 +243,7 @@ class MixedStream(Connection):
     """Any alpha, with or without gradients: ``u = alpha x + (1-alpha) y``, y kept functional."""
 
     def enter(self, x: Tensor, norm: nn.Module | None) -> Tensor:
-        scale = next(self.scales)
+        scale = self.scales.pop(0)
         if self.wiring.splits:
             x = self._split(x, scale)
         term = x if not self.wiring.is_acn else self.wiring.selected(x)

@@ -246,7 +246,7 @@ class FusedACNStack(LayerList):
         wiring = self._wiring(x)
         if wiring.is_acn:
             return Connection(wiring)
-        return MixedStream(wiring.of_layer(i), iter(self._scales_by_layer(i)[-1]), y)
+        return MixedStream(wiring.of_layer(i), self._scales_by_layer(i)[-1], y)
 
     def _connection_kind(self, wiring: Wiring) -> type[Connection]:
         in_place = wiring.is_acn and not torch.is_grad_enabled()
@@ -259,8 +259,9 @@ class FusedACNStack(LayerList):
         kind = self._connection_kind(wiring)
         if kind is RunningSum:
             # Nothing is kept for a backward pass: one connection goes along all layers.
-            connection = kind(wiring, itertools.chain(*scales), y)
+            connection = kind(wiring, (), y)
             for i, layer in enumerate(layers, start):
+                connection.scales = list(scales[i - start])
                 connection.closing = closing and i == stop - 1
                 x = _through(i, layer, x, connection, args, kwargs)
             return x, connection.y, connection.wiring

@@ -160,6 +160,32 @@ def test_annealing_compiles_once_for_each_end(gradients):
     assert counters["stats"]["unique_graphs"] == 3
 
 
+# Three at most: the first layer finds no sum yet, the last may compute fewer rows.
+@pytest.mark.parametrize("gradients", [True, False], ids=["training", "inference"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"alpha": 0.3},
+     *(pytest.param(options, marks=pytest.mark.slow) for options in (
+         {"alpha": 0.0}, {"scales": "learned"}, {"rows": "last"},
+         {"granularity": "sublayer"}, {"granularity": "sublayer", "alpha": 0.3}))],
+    ids=str,
+)  # fmt: skip
+def test_layers_compiled_one_by_one_share_their_graphs(options, gradients):
+    layers = [TransformerBlock(16, 2) for _ in range(6)]
+    stack = FusedACNStack(layers, make_norm("layernorm", 16), **options).double()
+    x = torch.randn(2, 3, 16).double()
+    truth = results(stack, stack, x)
+    for layer in stack:
+        layer.compile(fullgraph=True, backend="aot_eager")
+    if gradients:
+        for one, true in zip(results(stack, stack, x), truth, strict=True):
+            assert_close(one, true, roundings=8, among=1.0)
+    else:
+        with torch.no_grad():
+            assert_close(stack(x), truth[0], roundings=8)
+    assert counters["stats"]["unique_graphs"] <= 3 and not counters["graph_break"]
+
+
 def test_rows_of_another_length():
     stack = make_stack(rows="last").double()
     compiled = torch.compile(stack, backend="aot_eager", fullgraph=True)

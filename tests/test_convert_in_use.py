@@ -310,14 +310,14 @@ def test_compiled_without_a_break_and_annealed_without_recompiling(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["torch-pre-norm", "torch-post-norm"])
+@pytest.mark.parametrize("name", ["timm-vit", "torch-pre-norm", "torch-post-norm"])
 def test_blocks_compiled_one_by_one(name):
     case, model, inputs = build(name)
     twin = acn.convert(model, 0.37)
     truth = case.output(twin(**inputs))
     expected = gradients(twin, truth)
     torch._dynamo.reset()
-    for block in twin.layers:
+    for block in twin.blocks if name == "timm-vit" else twin.layers:
         block.compile(fullgraph=True, backend="aot_eager")
     output = case.output(twin(**inputs))
     assert_close(output, truth)
