@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +14,12 @@ from transformers.modeling_outputs import (
     MaskedLMOutput,
     SequenceClassifierOutput,
 )
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from acn_kernels.blocks import PostNormBlock, PostNormStack
 from acn_kernels.models.base import wire
-from acn_kernels.models.huggingface.base import ACNPreTrainedModel, refuse_attention_weights
+from acn_kernels.models.huggingface.base import ACNPreTrainedModel
+from acn_kernels.stack import FusedACNStack
 
 
 class ACNBertConfig(PreTrainedConfig):
@@ -138,7 +140,7 @@ class ACNBertModel(ACNPreTrainedModel):
             inputs_embeds: [B, T, D], in place of input_ids.
             output_hidden_states: adds y_0 .. y_L, the last of which is last_hidden_state.
         """
-        refuse_attention_weights(output_attentions)
+        self.refuse_attention_weights(output_attentions)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         words = self.embeddings.word(input_ids) if inputs_embeds is None else inputs_embeds
@@ -163,11 +165,60 @@ class MaskedLMHead(nn.Module):
         return self.decoder(self.norm(self.act(self.dense(y))))
 
 
-class ACNBertForMaskedLM(ACNPreTrainedModel):
-    """ACNBertModel that predicts the masked words."""
+class ACNBertWithHead(ACNPreTrainedModel):
+    """What the models with a head share: ``forward_head`` on the sum, and a loss of its logits."""
 
     config_class = ACNBertConfig
     base_model_prefix = "bert"
+    output_class: ClassVar[type[ModelOutput]]
+
+    @property
+    def blocks(self) -> FusedACNStack:
+        return self.bert.blocks
+
+    def forward_head(self, y: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def loss_of(self, logits: Tensor, labels: Tensor, **kwargs) -> Tensor:
+        raise NotImplementedError
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs,
+    ) -> ModelOutput:
+        """Logits, and with ``labels`` the loss. Others: as in :meth:`ACNBertModel.forward`."""
+        out = self.bert(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            inputs_embeds,
+            output_hidden_states,
+            output_attentions,
+            return_dict=True,
+        )
+        logits = self.forward_head(out.last_hidden_state)
+        loss = None if labels is None else self.loss_of(logits, labels, **kwargs)
+        return self.output_class(loss, logits, out.hidden_states)
+
+
+class ACNBertForMaskedLM(ACNBertWithHead):
+    """ACNBertModel that predicts the masked words: logits [B, T, vocab_size].
+
+    ``labels``: [B, T], -100 wherever a word is not to be predicted; the loss is the mean cross
+    entropy of the others.
+    """
+
+    output_class = MaskedLMOutput
     _tied_weights_keys = {"head.decoder.weight": "bert.embeddings.word.weight"}  # noqa: RUF012
 
     def __init__(self, config: ACNBertConfig) -> None:
@@ -175,10 +226,6 @@ class ACNBertForMaskedLM(ACNPreTrainedModel):
         self.bert = ACNBertModel(config, add_pooling_layer=False)
         self.head = MaskedLMHead(config)
         self.post_init()
-
-    @property
-    def blocks(self):
-        return self.bert.blocks
 
     def get_output_embeddings(self) -> nn.Linear:
         return self.head.decoder
@@ -190,45 +237,15 @@ class ACNBertForMaskedLM(ACNPreTrainedModel):
         """Logits [B, T, vocab_size] of y [B, T, D]."""
         return self.head(y)
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        **kwargs,
-    ) -> MaskedLMOutput:
-        """Logits [B, T, vocab_size], and with ``labels`` their mean cross entropy.
-
-        ``labels``: [B, T], -100 wherever a word is not to be predicted. Others: as in
-        :meth:`ACNBertModel.forward`.
-        """
-        out = self.bert(
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            position_ids,
-            inputs_embeds,
-            output_hidden_states,
-            output_attentions,
-            return_dict=True,
-        )
-        logits, loss = self.forward_head(out.last_hidden_state), None
-        if labels is not None:
-            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
-        return MaskedLMOutput(loss, logits, out.hidden_states)
+    def loss_of(self, logits: Tensor, labels: Tensor, **kwargs) -> Tensor:
+        return self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
 
 
-class ACNBertForSequenceClassification(ACNPreTrainedModel):
-    """ACNBertModel with a linear classifier (or regression) on the pooled first token."""
+class ACNBertForSequenceClassification(ACNBertWithHead):
+    """ACNBertModel with a linear classifier (or regression) on the pooled first token: logits
+    [B, num_labels], and with ``labels`` the loss that config.problem_type names."""
 
-    config_class = ACNBertConfig
-    base_model_prefix = "bert"
+    output_class = SequenceClassifierOutput
 
     def __init__(self, config: ACNBertConfig) -> None:
         super().__init__(config)
@@ -239,44 +256,9 @@ class ACNBertForSequenceClassification(ACNPreTrainedModel):
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
-    @property
-    def blocks(self):
-        return self.bert.blocks
-
     def forward_head(self, y: Tensor) -> Tensor:
         """Logits [B, num_labels] of y [B, T, D]."""
         return self.classifier(self.dropout(self.bert.pooler(y[:, 0]).tanh()))
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        **kwargs,
-    ) -> SequenceClassifierOutput:
-        """Logits [B, num_labels], and with ``labels`` the loss that config.problem_type names.
-
-        Others: as in :meth:`ACNBertModel.forward`.
-        """
-        out = self.bert(
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            position_ids,
-            inputs_embeds,
-            output_hidden_states,
-            output_attentions,
-            return_dict=True,
-        )
-        logits, loss = self.forward_head(out.last_hidden_state), None
-        if labels is not None:
-            loss = self.loss_function(
-                labels=labels, pooled_logits=logits, config=self.config, **kwargs
-            )
-        return SequenceClassifierOutput(loss, logits, out.hidden_states)
+    def loss_of(self, logits: Tensor, labels: Tensor, **kwargs) -> Tensor:
+        return self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **kwargs)
