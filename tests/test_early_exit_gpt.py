@@ -227,8 +227,12 @@ def test_an_agreeing_assistant_saves_runs_of_the_whole_model():
         (lambda m: EarlyExitGPT(m, [1], 0.7, "depth"), ValueError, "criterion is 'depth'"),
         (lambda m: EarlyExitGPT(m.transformer, [1], 0.7), TypeError, "model is a ACNGPTModel"),
         (lambda m: EarlyExitGPT(m, [1], 0.7)(words(), labels=words()), ValueError, "labels"),
+        (lambda m: EarlyExitGPT(m, [1], 0.7)(words(), output_attentions=True), ValueError,
+         "output_attentions is True"),
+        (lambda m: EarlyExitGPT(m, [1], 0.7)(words(), output_hidden_states=True), ValueError,
+         "output_hidden_states is True"),
     ],
-)
+)  # fmt: skip
 def test_bad_arguments(call, error, message):
     with pytest.raises(error, match=message):
         call(small_gpt())

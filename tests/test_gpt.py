@@ -53,12 +53,13 @@ def test_hidden_states_are_what_the_head_reads_of_every_sub_network(variant):
     assert_close(first, out.hidden_states[0])
 
 
-def test_the_residual_twin_is_gpt_2():
-    """With GPT-2's own weights; its Linear layers are stored transposed."""
-    ours = small_gpt("residual")
+def with_gpt_2(**dropout):
+    """The residual twin, and transformers' GPT-2 of the same weights (its Linear layers are stored
+    transposed)."""
+    ours = small_gpt("residual", **dropout)
     theirs = GPT2LMHeadModel(
         GPT2Config(vocab_size=40, n_embd=16, n_layer=LAYERS, n_head=2, n_inner=24, n_positions=32,
-                   activation_function="gelu")
+                   activation_function="gelu", **dropout)
     ).eval()  # fmt: skip
     names = {"ln_1": "norm1", "ln_2": "norm2", "attn.c_attn": "attn.qkv",
              "attn.c_proj": "attn.proj", "mlp.c_fc": "mlp.fc1",
@@ -71,11 +72,29 @@ def test_the_residual_twin_is_gpt_2():
                 value = value.T if value.dim() == 2 else value
         state[key.replace(".h.", ".blocks.").replace("ln_f", "blocks.norm")] = value
     ours.load_state_dict(state)
+    return ours, theirs
+
+
+def test_the_residual_twin_is_gpt_2():
+    ours, theirs = with_gpt_2()
     ids = words()
     for mask in (None, PADDING):
         got, truth = (m(ids, attention_mask=mask).logits for m in (ours, theirs))
         kept = slice(None) if mask is None else mask.bool()
         assert_close(got[kept], truth[kept].double(), roundings=10)
+
+
+@pytest.mark.parametrize("name", ["embd_pdrop", "resid_pdrop", "attn_pdrop"])
+def test_dropout_drops_what_gpt_2_drops(name, seed):
+    rates = {"embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0, name: 0.4}
+    ours, theirs = with_gpt_2(**rates)
+    ids, logits = words(), []
+    for model in (ours.train(), theirs.train()):
+        torch.manual_seed(seed)  # the same draws, in the same order
+        logits.append(model(ids).logits)
+    assert_close(logits[0], logits[1].double(), roundings=10)
+    assert not torch.allclose(logits[0], ours.eval()(ids).logits, atol=1e-3)
+    assert_close(ours(ids).logits, theirs.eval()(ids).logits.double(), roundings=10)
 
 
 @pytest.mark.parametrize("variant", ["acn", "between", "hybrid-sublayer"])
@@ -268,6 +287,8 @@ def test_a_preset_changed():
         (lambda: small_gpt().truncate(4), "k is 4"),
         (lambda: small_gpt()(), "exactly one of input_ids"),
         (lambda: small_gpt()(words(), output_attentions=True), "output_attentions is True"),
+        (lambda: small_gpt(output_attentions=True)(words()), "output_attentions is True"),
+        (lambda: small_gpt(embd_pdrop=1.5), "dropout probability"),
     ],
 )
 def test_bad_arguments(call, message):

@@ -114,7 +114,8 @@ class TransformerBlock(nn.Module):
     Args:
         width: D. heads: attention heads, a divisor of it. mlp_width: hidden width of the MLP,
         default 4 D. norm: class of the two norms, called with D. layer_idx: the block's number in
-        a key-value cache.
+        a key-value cache. dropout: after attention and MLP. attention_dropout: of the attention
+        weights.
     """
 
     def __init__(
@@ -124,12 +125,15 @@ class TransformerBlock(nn.Module):
         mlp_width: int | None = None,
         norm: type[nn.Module] = nn.LayerNorm,
         layer_idx: int | None = None,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.norm1 = norm(width)
-        self.attn = Attention(width, heads, layer_idx=layer_idx)
+        self.attn = Attention(width, heads, attention_dropout, layer_idx)
         self.norm2 = norm(width)
         self.mlp = Mlp(width, mlp_width or 4 * width)
+        self.dropout = dropout
 
     @property
     def entry_norms(self) -> tuple[nn.Module, nn.Module]:
@@ -155,11 +159,17 @@ class TransformerBlock(nn.Module):
         connection = Connection.begin(connection)
         h = self.attention_input(x, connection, x_0)
         rows = connection.take_read_rows()
-        h = self.attn(h, attn_mask, is_causal, rows, past_key_values)
-        mlp = functools.partial(self.mlp, backend=connection.wiring.backend)
+        h = self._dropped(self.attn(h, attn_mask, is_causal, rows, past_key_values))
+        mlp = functools.partial(self._second_half, backend=connection.wiring.backend)
         if connection.sublayers:
             return mlp(connection.enter(h, self.norm2))
         return connection.within(h, self.norm2, mlp)
+
+    def _second_half(self, h: Tensor, backend: str) -> Tensor:
+        return self._dropped(self.mlp(h, backend))
+
+    def _dropped(self, h: Tensor) -> Tensor:
+        return F.dropout(h, self.dropout, self.training)
 
     def attention_input(
         self, x: Tensor, connection: Connection, x_0: Tensor | None = None

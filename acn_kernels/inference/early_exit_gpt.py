@@ -82,6 +82,9 @@ class EarlyExitGPT(ACNGPTForCausalLM):
         """Logits and exit_depth; arguments as in ACNGPTForCausalLM, without labels."""
         if kwargs.get("labels") is not None:
             raise ValueError("labels is given; an EarlyExitGPT has no gradient: train its model")
+        self.refuse_attention_weights(kwargs.get("output_attentions"))
+        if kwargs.get("output_hidden_states"):
+            raise ValueError("output_hidden_states is True; tokens that have left have none")
         if is_fsdp(self):
             refuse_exits_when_sharded(self.exits)
         x, options = self.transformer.prepared(

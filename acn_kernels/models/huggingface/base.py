@@ -78,6 +78,17 @@ class ACNPreTrainedModel(PreTrainedModel):
         states = self.base_model(*args, output_hidden_states=True, **kwargs).hidden_states
         return list(states) if indices is None else [states[k] for k in indices]
 
+    def refuse_attention_weights(self, output_attentions: bool | None) -> None:
+        """Raises ValueError where the weights are asked for, by argument or configuration: the
+        fused attention never forms them, whatever ``attn_implementation`` says."""
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        if output_attentions:
+            raise ValueError(
+                "output_attentions is True; these models never form attention weights, "
+                "attn_implementation='eager' included"
+            )
+
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, FusedACNStack) and isinstance(module.scales, nn.Parameter):
@@ -95,9 +106,3 @@ class ACNPreTrainedModel(PreTrainedModel):
             return self.blocks(x, depth=depth, **options), None
         states = self.blocks.forward_intermediates(x, indices=range(depth + 1), **options)
         return states[-1], tuple(states)
-
-
-def refuse_attention_weights(output_attentions: bool | None) -> None:
-    """Raises ValueError where the weights are asked for, which the fused attention never forms."""
-    if output_attentions:
-        raise ValueError("output_attentions is True; these models never form attention weights")

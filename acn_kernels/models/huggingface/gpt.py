@@ -15,7 +15,7 @@ from transformers.utils.generic import can_return_tuple
 
 from acn_kernels.blocks import TransformerBlock
 from acn_kernels.models.base import wire
-from acn_kernels.models.huggingface.base import ACNPreTrainedModel, refuse_attention_weights
+from acn_kernels.models.huggingface.base import ACNPreTrainedModel
 
 NORMS = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}
 
@@ -30,6 +30,7 @@ class ACNGPTConfig(PreTrainedConfig):
     learned_scales: ``y = sum a_i x_i`` with learned a_i, one at first; the hybrid has them always.
     input_injection: every block reads the embedding too, ``x = block(x + x_0)``.
     norm: "layernorm" or "rmsnorm". intermediate_size: None is four times hidden_size.
+    embd_pdrop, resid_pdrop, attn_pdrop: dropout where GPT2Config has it, but 0 unless given.
     """
 
     model_type = "acn_gpt"
@@ -44,6 +45,9 @@ class ACNGPTConfig(PreTrainedConfig):
     norm: str = "layernorm"
     layer_norm_eps: float = 1e-5
     initializer_range: float = 0.02
+    embd_pdrop: float = 0.0
+    resid_pdrop: float = 0.0
+    attn_pdrop: float = 0.0
     wiring: str = "acn"
     alpha: float | None = None
     granularity: str = "block"
@@ -72,9 +76,16 @@ class ACNGPTModel(ACNPreTrainedModel):
         width = config.hidden_size
         self.wte = nn.Embedding(config.vocab_size, width)
         self.wpe = nn.Embedding(config.max_position_embeddings, width)
+        self.dropout = nn.Dropout(config.embd_pdrop)
         blocks = [
             TransformerBlock(
-                width, config.num_attention_heads, config.intermediate_size, norm, layer_idx=i
+                width,
+                config.num_attention_heads,
+                config.intermediate_size,
+                norm,
+                layer_idx=i,
+                dropout=config.resid_pdrop,
+                attention_dropout=config.attn_pdrop,
             )
             for i in range(config.num_hidden_layers)
         ]
@@ -118,7 +129,7 @@ class ACNGPTModel(ACNPreTrainedModel):
             output_hidden_states: adds norm(y_0) .. norm(y_L), the last of which is
                 last_hidden_state.
         """
-        refuse_attention_weights(output_attentions)
+        self.refuse_attention_weights(output_attentions)
         x, options = self.prepared(
             input_ids, past_key_values, attention_mask, position_ids, inputs_embeds, use_cache
         )
@@ -156,7 +167,7 @@ class ACNGPTModel(ACNPreTrainedModel):
         mask = create_causal_mask(
             self.config, inputs_embeds, attention_mask, past_key_values, position_ids
         )
-        x = inputs_embeds + self.wpe(position_ids)
+        x = self.dropout(inputs_embeds + self.wpe(position_ids))
         return x, {
             "attn_mask": mask,
             "is_causal": mask is None and tokens > 1,
