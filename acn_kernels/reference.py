@@ -20,6 +20,21 @@ from acn_kernels.norm_spec import NormSpec
 if TYPE_CHECKING:
     from acn_kernels.functional.mixer_stack import MixerParameters
 
+__all__ = [
+    "accumulate_norm",
+    "bias_gelu",
+    "compact",
+    "exit_head",
+    "fork",
+    "join",
+    "linear_stack",
+    "mixer_stack",
+    "norm",
+    "stack",
+    "sum_dtype",
+    "tap",
+]
+
 Term = tuple[Tensor, "Tensor | float | None"]
 
 

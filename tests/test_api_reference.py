@@ -8,12 +8,14 @@ import inspect
 
 import pytest
 from markdown import ROOT
+from residual_hf import import_transformers
 
 import acn_kernels
 
 _spec = importlib.util.spec_from_file_location("api_reference", ROOT / "tools/api_reference.py")
 api_reference = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(api_reference)
+import_transformers()  # the language models are documented too
 
 PUBLIC = [
     pytest.param(module, name, id=f"{module}.{name}")
@@ -54,4 +56,5 @@ def test_methods_are_there_with_their_arguments(written):
     assert "### Engine.from_folder\n" in text and "compiled: bool = False" in text
     assert "criterion: str = 'entropy'" in text and "model: ImageClassifier," in text
     assert not [name for name, page in written.items() if " at 0x" in page]
+    assert "### ACNGPTModel.prepared\n" in written["acn_kernels.models.huggingface.md"]
     assert acn_kernels.FusedACNStack.advance.__doc__.splitlines()[0] in text

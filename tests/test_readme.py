@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 from markdown import ROOT, assert_command_exists, blocks_of, run_python_blocks, shell_commands
+from residual_hf import import_transformers
+from timm_models import import_timm
 
 from acn_kernels import _extension
 
@@ -11,6 +13,8 @@ README = ROOT / "README.md"
 
 
 def test_python_blocks_run_in_their_order(capsys):
+    import_timm()
+    import_transformers()
     run_python_blocks(README, without="acn.Engine" if _extension.module() is None else None)
     assert "fork" in capsys.readouterr().out  # explain's table
 

@@ -2,7 +2,8 @@
 
     python tools/api_reference.py FOLDER
 
-A module is public where it is listed here, a name where its module lists it in ``__all__``.
+A module is public where it is listed here, a name where its module lists it in ``__all__``. Needs
+transformers, of which the language models are.
 """
 
 from __future__ import annotations
@@ -21,11 +22,14 @@ from acn_kernels.files import written_whole
 
 MODULES = (
     "acn_kernels",
+    "acn_kernels.analysis",
     "acn_kernels.blocks",
     "acn_kernels.convert",
     "acn_kernels.functional",
     "acn_kernels.inference",
     "acn_kernels.models",
+    "acn_kernels.models.huggingface",
+    "acn_kernels.reference",
 )
 
 
@@ -118,6 +122,8 @@ def main() -> int:
     if len(sys.argv) != 2:
         print(__doc__)
         return 2
+    # Nothing here needs it, and one made for another torch keeps transformers from being imported.
+    sys.modules.setdefault("torchvision", None)
     print(*write(Path(sys.argv[1])), sep="\n")
     return 0
 

@@ -16,6 +16,7 @@ from acn_kernels.models.huggingface.bert import (
     ACNBertForMaskedLM,
     ACNBertForSequenceClassification,
     ACNBertModel,
+    ACNBertWithHead,
 )
 from acn_kernels.models.huggingface.gpt import ACNGPTConfig, ACNGPTForCausalLM, ACNGPTModel
 
@@ -39,6 +40,7 @@ __all__ = [
     "ACNBertForMaskedLM",
     "ACNBertForSequenceClassification",
     "ACNBertModel",
+    "ACNBertWithHead",
     "ACNGPTConfig",
     "ACNGPTForCausalLM",
     "ACNGPTModel",
