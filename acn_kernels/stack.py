@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Sequence
 
 import torch
@@ -12,23 +11,21 @@ from torch.utils.checkpoint import checkpoint as checkpointed
 
 from acn_kernels import functional, torch_ops
 from acn_kernels.connection import (
-    OMITTED,
     Connection,
     LongConnection,
     MixedStream,
     RunningSum,
-    Scale,
     Wiring,
     add_term,
     as_data,
     has_entry_norms,
 )
 from acn_kernels.dispatch import check_backend
-from acn_kernels.layer_list import LayerList
 from acn_kernels.norm_spec import NormSpec
 from acn_kernels.recompute import recomputing
 from acn_kernels.reference import sum_dtype
 from acn_kernels.rows import Rows
+from acn_kernels.scaled_terms import ScaledTerms
 from acn_kernels.scales import check_scales, parse_scales
 from acn_kernels.validation import (
     check_alphas,
@@ -43,7 +40,7 @@ from acn_kernels.validation import (
 from acn_kernels.whole_stack import WholeStack, whole_stack_of
 
 
-class FusedACNStack(LayerList):
+class FusedACNStack(ScaledTerms):
     """``u_i = alpha x_{i-1} + (1-alpha) y_{i-1}``, ``x_i = f_i(u_i)``, ``y_i = y_{i-1} + a_i x_i``.
 
     With alpha = 1, the default, this is the Auto-Compressing Network of arXiv 2506.09714, eq. 1;
@@ -76,7 +73,6 @@ class FusedACNStack(LayerList):
         TypeError, ValueError: naming the argument, its value and what is accepted.
     """
 
-    _granularity = "block"  # until __init__ has the layers in place
     splits = False  # a HybridStack lets the rest of a term go around the next layer
 
     def __init__(
@@ -366,54 +362,9 @@ class FusedACNStack(LayerList):
             splits=self.splits,
         )
 
-    def _terms_of(self, layer: nn.Module) -> int:
-        return len(layer.entry_norms) if self._granularity == "sublayer" else 1
-
-    def _term_count(self) -> int:
-        return self.include_input + sum(self._terms_of(layer) for layer in self)
-
-    def _scales_by_layer(self, depth: int) -> list[list[Scale]]:
-        """For each of the first ``depth`` layers the scales of the terms that enter there, and in
-        the last place that of x_depth."""
-        counts = [1] * depth
-        if self._granularity == "sublayer":
-            counts = [self._terms_of(layer) for layer in self._numbered()[:depth]]
-        if self.scales is None:
-            flat: list[Scale] = [None] * (sum(counts) + 1)
-            if not self.include_input:
-                flat[0] = OMITTED
-        else:
-            check_scales(self.scales, self._term_count())
-            omitted = [] if self.include_input else [OMITTED]
-            flat = [*omitted, *self.scales.unbind()]
-        groups, at = [], 0
-        for count in (*counts, 1):
-            groups.append(flat[at : at + count])
-            at += count
-        return groups
-
-    def _last_scale(self, depth: int) -> Scale:
-        """The scale of x_depth."""
-        if self.scales is None:
-            return None if depth or self.include_input else OMITTED
-        return self._scales_by_layer(depth)[-1][0]
-
     def _alphas_of(self, kept: range) -> float | list[float]:
         alpha = self.alpha
         return [alpha[k] for k in kept] if isinstance(alpha, tuple) else alpha
-
-    def _scales_of(self, kept: range) -> Tensor | None:
-        """The scales of the input and of the kept layers; a prefix shares memory with ours."""
-        if self.scales is None:
-            return None
-        ends = list(itertools.accumulate(map(self._terms_of, self), initial=self.include_input))
-        if kept == range(len(kept)):
-            scales = self.scales.detach()[: ends[len(kept)]]
-        else:
-            chosen = [t for k in kept for t in range(ends[k], ends[k + 1])]
-            scales = self.scales.detach()[[*range(self.include_input), *chosen]]
-        learned = isinstance(self.scales, nn.Parameter)
-        return nn.Parameter(scales, self.scales.requires_grad) if learned else scales
 
     def _out_dtype(self, x: Tensor) -> torch.dtype:
         return sum_dtype(x.dtype) if under_autocast(x) else x.dtype
