@@ -56,5 +56,7 @@ def test_methods_are_there_with_their_arguments(written):
     assert "### Engine.from_folder\n" in text and "compiled: bool = False" in text
     assert "criterion: str = 'entropy'" in text and "model: ImageClassifier," in text
     assert not [name for name, page in written.items() if " at 0x" in page]
+    # Of a base that is on no page.
+    assert "### ImageClassifier.reset_classifier\n" in written["acn_kernels.models.md"]
     assert "### ACNGPTModel.prepared\n" in written["acn_kernels.models.huggingface.md"]
     assert acn_kernels.FusedACNStack.advance.__doc__.splitlines()[0] in text

@@ -72,17 +72,28 @@ def constant(thing: object) -> Iterator[str]:
 
 
 def members(cls: type) -> dict[str, object]:
-    """Documented public methods and properties that the class itself defines."""
-    found = {name: thing for name, thing in vars(cls).items() if not name.startswith("_")}
+    """Documented public methods and properties that the class defines, or has from a base of this
+    package that is on no page, and through no class that is."""
+    found = {}
+    for base in (cls, *hidden_bases(cls)):
+        found |= {name: thing for name, thing in vars(base).items() if name not in found}
     unwrapped = {
         name: thing.__func__ if isinstance(thing, (staticmethod, classmethod)) else thing
         for name, thing in found.items()
+        if not name.startswith("_")
     }
     return {
         name: thing
         for name, thing in unwrapped.items()
         if (inspect.isfunction(thing) or isinstance(thing, property)) and thing.__doc__
     }
+
+
+def hidden_bases(cls: type) -> list[type]:
+    listed = [thing for name in MODULES for thing in public(importlib.import_module(name)).values()]
+    bases = [base for base in cls.__mro__[1:] if base.__module__.startswith("acn_kernels.")]
+    shown = [base for base in bases if base in listed]
+    return [base for base in bases if not any(issubclass(other, base) for other in shown)]
 
 
 def signature(thing: object) -> str:
