@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 import torch
+from tolerances import assert_close
 from torch import Tensor, nn
 
 
@@ -145,3 +146,19 @@ def sublayer_network(blocks, x, alpha, norm=None) -> Tensor:
             x = half(alpha * x + (1 - alpha) * y)
             y = y + x
     return normed(y, norm)
+
+
+def assert_equal_network(stack, truth, x, call=None):
+    """Output and all gradients of the stack and of truth(x), which has the same weights; the output
+    without gradients too. ``call``: a way to call the stack."""
+    call, x = call or stack, x.detach().requires_grad_()
+    y, true_y = call(x), truth(x)
+    assert_close(y, true_y, name="y")
+    incoming = torch.randn_like(y)
+    names, inputs = zip(("x", x), *stack.named_parameters(), strict=True)
+    got = torch.autograd.grad(y, inputs, incoming)
+    expected = torch.autograd.grad(true_y, inputs, incoming)
+    for name, one, true in zip(names, got, expected, strict=True):
+        assert_close(one, true, name=name, among=float(incoming.abs().sum()))
+    with torch.no_grad():
+        assert_close(call(x), true_y, name="y without gradients")

@@ -4,8 +4,25 @@ from __future__ import annotations
 
 import pytest
 import torch
-from layers import BACKENDS, Opaque, Shift, device_of, make_norm, packed, wide_copy
-from loops import attention, halves, normed, perceptron, plain, residual_network
+from layers import (
+    BACKENDS,
+    Opaque,
+    Shift,
+    device_of,
+    make_norm,
+    packed,
+    random_parameters,
+    wide_copy,
+)
+from loops import (
+    assert_equal_network,
+    attention,
+    halves,
+    normed,
+    perceptron,
+    plain,
+    residual_network,
+)
 from tolerances import assert_close
 from torch import nn
 
@@ -13,12 +30,6 @@ from acn_kernels import FusedACNStack
 from acn_kernels.blocks import HybridStack, PostNormBlock, PostNormStack, TransformerBlock
 
 ALPHAS = [0.0, 0.37, 1.0]
-
-
-def random_parameters(stack):
-    for parameter in stack.parameters():
-        nn.init.normal_(parameter, 0.0 if parameter.dim() > 1 else 0.5, 0.4)
-    return stack.double()
 
 
 def hybrid(blocks, x, scales, granularity, x_0=None):
@@ -64,21 +75,6 @@ def hybrid_stack(granularity="block", depth=3, **options):
 def post_norm_stack(depth=3, **options):
     blocks = [PostNormBlock(8, 2, 16) for _ in range(depth)]
     return random_parameters(PostNormStack(blocks, **options))
-
-
-def assert_equal_network(stack, truth, x, call=None):
-    """Output and all gradients of the stack and of truth(x), and the output without gradients."""
-    call, x = call or stack, x.detach().requires_grad_()
-    y, true_y = call(x), truth(x)
-    assert_close(y, true_y, name="y")
-    incoming = torch.randn_like(y)
-    names, inputs = zip(("x", x), *stack.named_parameters(), strict=True)
-    got = torch.autograd.grad(y, inputs, incoming)
-    expected = torch.autograd.grad(true_y, inputs, incoming)
-    for name, one, true in zip(names, got, expected, strict=True):
-        assert_close(one, true, name=name, among=float(incoming.abs().sum()))
-    with torch.no_grad():
-        assert_close(call(x), true_y, name="y without gradients")
 
 
 @pytest.mark.parametrize("checkpoint", [False, True, "elementwise"])

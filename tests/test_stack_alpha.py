@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
-from layers import BACKENDS, Opaque, Shift, device_of, make_norm, packed, wide_copy
+from layers import (
+    BACKENDS,
+    Opaque,
+    Shift,
+    device_of,
+    make_norm,
+    packed,
+    random_parameters,
+    wide_copy,
+)
 from loops import (
     acn,
+    assert_equal_network,
     block_network,
     direct_gradient_only,
     feedforward,
@@ -31,25 +41,8 @@ BLOCKS = {
 
 
 def block_stack(kind, **options):
-    stack = FusedACNStack([BLOCKS[kind]() for _ in range(3)], nn.LayerNorm(8), **options)
-    for parameter in stack.parameters():
-        nn.init.normal_(parameter, 0.0 if parameter.dim() > 1 else 0.5, 0.4)
-    return stack.double()
-
-
-def assert_equal_network(stack, truth, x):
-    """Output and all gradients of the stack and of truth(x), which has the same weights."""
-    x = x.detach().requires_grad_()
-    y, true_y = stack(x), truth(x)
-    assert_close(y, true_y, name="y")
-    incoming = torch.randn_like(y)
-    names, inputs = zip(("x", x), *stack.named_parameters(), strict=True)
-    got = torch.autograd.grad(y, inputs, incoming)
-    expected = torch.autograd.grad(true_y, inputs, incoming)
-    for name, one, true in zip(names, got, expected, strict=True):
-        assert_close(one, true, name=name, among=float(incoming.abs().sum()))
-    with torch.no_grad():
-        assert_close(stack(x), true_y, name="y without gradients")
+    blocks = [BLOCKS[kind]() for _ in range(3)]
+    return random_parameters(FusedACNStack(blocks, nn.LayerNorm(8), **options))
 
 
 @pytest.mark.parametrize("kind", BLOCKS)
