@@ -37,7 +37,8 @@ Outcome infer(const Folder& folder, const std::string& arguments) {
 }
 
 void write_images(const std::string& path, const at::Tensor& images) {
-  write_safetensors(path, {{"images", "F32", images.sizes().vec(), images.const_data_ptr(),
+  const char* type = name_of(images.scalar_type());
+  write_safetensors(path, {{"images", type, images.sizes().vec(), images.const_data_ptr(),
                             static_cast<int64_t>(images.nbytes())}});
 }
 
@@ -51,7 +52,7 @@ struct Setting {
   explicit Setting(const std::string& kind) {
     const std::string config = config_text(kind, 4);
     write_model(folder, config, random_weights(parse_config(config)));
-    images = random_images(parse_config(config), 11);
+    images = random_input(parse_config(config), 11);
     write_images(folder.path("in.safetensors"), images);
     command = folder.path() + " " + folder.path("in.safetensors");
   }
@@ -64,7 +65,7 @@ struct Setting {
 }  // namespace
 
 TEST(numbers_are_those_of_the_engine) {
-  for (const char* kind : {"vit", "vit_first", "mixer", "mixer_closing"}) {
+  for (const char* kind : {"vit", "vit_first", "mixer", "mixer_closing", "bert"}) {
     const Setting it(kind);
     const std::string out = it.folder.path("out.safetensors");
     const std::string options_given = " --exits 1,2,3 --threshold 1.2 --out " + out;

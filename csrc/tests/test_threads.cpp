@@ -50,13 +50,13 @@ RunOptions early() {
 }  // namespace
 
 TEST(threads_share_an_engine) {
-  for (const char* kind : {"mixer_closing", "vit_first"}) {
+  for (const char* kind : {"mixer_closing", "vit_first", "bert"}) {
     const Config config = parse_config(config_text(kind, 4));
     const Engine engine(config, random_weights(config));
     std::vector<at::Tensor> images;
     std::vector<Result> expected;
     for (int i = 0; i < 4; ++i) {
-      images.push_back(random_images(config, 3 + 5 * i));
+      images.push_back(random_input(config, 3 + 5 * i));
       expected.push_back(engine.run(images[i], early()));
     }
     std::atomic<int> wrong{0};
@@ -79,7 +79,7 @@ TEST(threads_share_an_engine) {
 TEST(ten_thousand_calls_do_not_grow) {
   const Config config = parse_config(config_text("mixer", 4));
   const Engine engine(config, random_weights(config));
-  const at::Tensor images = random_images(config, 8);
+  const at::Tensor images = random_input(config, 8);
   EXPECT(grown_bytes_a_call([&] { engine.run(images, early()); }) < kLeak);
 }
 
@@ -87,7 +87,7 @@ TEST(a_failing_segment_frees_everything) {
   const Config config = parse_config(config_text("vit", 4));
   Tensors weights = random_weights(config);
   const Engine engine(config, weights);
-  const at::Tensor images = random_images(config, 8);
+  const at::Tensor images = random_input(config, 8);
   const at::Tensor expected = engine.run(images, early()).logits;
   at::Tensor shared = weights.at("blocks.2.attn.proj.weight");
   const at::Tensor whole = shared.clone();
