@@ -6,6 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from language_models import WORDS, bert_sums, small_bert
@@ -123,12 +124,15 @@ def test_exports_run_without_python(tmp_path):
     model, batch = classifier(), text_batch(**texts(9))
     export(model, tmp_path)
     save_file({"texts": batch}, tmp_path / "in.safetensors")
-    options = ["--exits", "1,3", "--threshold", "1.2", "--out", tmp_path / "out.safetensors"]
-    subprocess.run([program, tmp_path, tmp_path / "in.safetensors", *options], check=True)
-    written = load_file(tmp_path / "out.safetensors")
+    np.save(tmp_path / "in.npy", batch.numpy())
     expected = Engine.from_model(model)(batch, EXITS, 1.2)
-    assert torch.equal(written["depth"], expected.depth)
-    torch.testing.assert_close(written["logits"], expected.logits, rtol=1e-5, atol=1e-5)
+    for source in ("in.safetensors", "in.npy"):
+        out = tmp_path / f"{source}.safetensors"
+        options = ["--exits", "1,3", "--threshold", "1.2", "--out", out]
+        subprocess.run([program, tmp_path, tmp_path / source, *options], check=True)
+        written = load_file(out)
+        assert torch.equal(written["depth"], expected.depth)
+        torch.testing.assert_close(written["logits"], expected.logits, rtol=1e-5, atol=1e-5)
 
 
 def test_what_the_engine_does_not_run(tmp_path):
