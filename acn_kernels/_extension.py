@@ -13,11 +13,15 @@ from typing import NamedTuple
 
 import torch
 
+from acn_kernels._sources import digest_of
+
 _NAME = "acn_kernels._native"
-_MARK = re.compile(rb"acn_kernels built for torch (\d+\.\d+), cuda (cpu|\d+\.\d+);")
+_BUILT_FOR = re.compile(rb"acn_kernels built for torch (\d+\.\d+), cuda (cpu|\d+\.\d+);")
+_BUILT_FROM = re.compile(rb"acn_kernels built from sources ([0-9a-f]{16});")
+_BUILD = "python setup.py build_ext --inplace builds it"
 
 _module: ModuleType | None = None
-_state = "not built (python setup.py build_ext --inplace builds it)"
+_state = f"not built ({_BUILD})"
 
 
 class BuiltFor(NamedTuple):
@@ -32,7 +36,7 @@ class BuiltFor(NamedTuple):
         )  # fmt: skip
 
 
-def built_for(path: Path) -> BuiltFor | None:
+def _says(path: Path, what: re.Pattern[bytes]) -> tuple[str, ...] | None:
     """What the library says of itself, read from the file: nothing of it is loaded.
 
     None where it says nothing; raises OSError where the file cannot be read.
@@ -41,8 +45,14 @@ def built_for(path: Path) -> BuiltFor | None:
         if not path.stat().st_size:
             return None
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            mark = _MARK.search(content)
-            return mark and BuiltFor(*(part.decode() for part in mark.groups()))
+            found = what.search(content)
+            return found and tuple(part.decode() for part in found.groups())
+
+
+def built_for(path: Path) -> BuiltFor | None:
+    """What the library was compiled against by its own words; None where it says nothing."""
+    said = _says(path, _BUILT_FOR)
+    return said and BuiltFor(*said)
 
 
 def _obstacle(wanted: BuiltFor | None) -> str | None:
@@ -55,6 +65,15 @@ def _obstacle(wanted: BuiltFor | None) -> str | None:
         cuda = f" for CUDA {torch.version.cuda}" if torch.version.cuda else " without CUDA"
         return f"built for {wanted}, this is torch {torch.__version__}{cuda}"
     return None
+
+
+def _stale(path: Path, cuda: bool) -> bool:
+    """Whether the library lies in a source tree and was built from other sources than that has."""
+    package = Path(__file__).parent
+    csrc = package.parent / "csrc"
+    if path.parent != package or not (csrc / "include/acn").is_dir():
+        return False
+    return _says(path, _BUILT_FROM) != (digest_of(csrc, cuda),)
 
 
 def _refuse(reason: str) -> None:
@@ -72,10 +91,13 @@ def _load() -> None:
     if spec is None or spec.origin is None:
         return
     try:
-        wanted = built_for(Path(spec.origin))
+        path = Path(spec.origin)
+        wanted = built_for(path)
         obstacle = _obstacle(wanted)
         if obstacle:
             return _refuse(obstacle)
+        if _stale(path, wanted.cuda != "cpu"):
+            return _refuse(f"csrc has changed since it was built ({_BUILD})")
         _module = importlib.import_module(_NAME)
     except (ImportError, OSError) as error:  # another Python, a damaged file, a missing library
         return _refuse(f"it does not load with torch {torch.__version__} ({error})")

@@ -122,6 +122,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 def _export(arguments: argparse.Namespace) -> int:
     from acn_kernels.inference import export, export_onnx
+    from acn_kernels.inference.engine_text import saved_bert
     from acn_kernels.models import Model
 
     if arguments.onnx:
@@ -133,10 +134,10 @@ def _export(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.exits is not None and not arguments.aot:
         raise ValueError("--exits goes with --aot; without it a call may name any")
-    model = Model.from_pretrained(arguments.model)
+    model = saved_bert(arguments.model) or Model.from_pretrained(arguments.model)
     exits = (arguments.exits or []) if arguments.aot else None
     export(model, arguments.folder, arguments.depth, arguments.dtype, exits)
-    print(f"{arguments.folder}: {model.family}, {arguments.dtype}")
+    print(f"{arguments.folder}: {getattr(model, 'family', 'bert')}, {arguments.dtype}")
     return 0
 
 

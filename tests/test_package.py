@@ -16,16 +16,18 @@ import torch
 
 import acn_kernels
 from acn_kernels import _extension
+from acn_kernels._sources import digest_of
 
 ROOT = Path(__file__).parents[1]
 
 
-def run(code: str, **environment: str) -> subprocess.CompletedProcess:
+def run(code: str, root: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-W", "always", "-c", code],
         capture_output=True,
         text=True,
-        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), **environment},
+        cwd=root,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(root), **environment},
     )
 
 
@@ -124,6 +126,51 @@ def test_the_interpreter_setting_is_read_when_kernels_are_defined():
         TRITON_INTERPRET="1",
     )
     assert done.stdout.strip() == "(True, 'interpreted on the CPU')", done.stderr
+
+
+def test_sources_are_told_apart(tmp_path):
+    csrc = shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
+    before = {cuda: digest_of(csrc, cuda) for cuda in (False, True)}
+    assert before[False] != before[True]
+    for program in ("tests/check.h", "tools/options.cpp"):
+        (csrc / program).write_text("// another")
+    assert before == {cuda: digest_of(csrc, cuda) for cuda in before}
+    (csrc / "cuda/join.cu").write_text("// another")
+    assert digest_of(csrc, False) == before[False]
+    assert digest_of(csrc, True) != before[True]
+    (csrc / "cpu/join.cpp").rename(csrc / "cpu/sum.cpp")
+    assert digest_of(csrc, False) != before[False]
+
+
+def test_an_extension_of_other_sources_is_refused_in_one_line(tmp_path):
+    """In a source tree alone: without csrc beside it, as in a wheel, it is taken."""
+    if _extension.module() is None:
+        pytest.skip(f"the compiled extension is {_extension.state()}")
+    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
+    ignored = shutil.ignore_patterns("*.so", "*.pyc")
+    package = shutil.copytree(ROOT / "acn_kernels", tmp_path / "acn_kernels", ignore=ignored)
+    library = Path(_extension.module().__file__)
+    (package / library.name).symlink_to(library)
+    done = run(
+        f"""
+import importlib, pathlib, shutil, sys, torch
+from acn_kernels import FusedACNStack, _extension
+csrc = pathlib.Path({str(tmp_path)!r}) / "csrc"
+print(_extension.state())
+(csrc / "cpu/join.cpp").write_text("// another")
+importlib.reload(_extension)
+print(_extension.module(), _extension.state())
+FusedACNStack([torch.nn.Linear(4, 4)], torch.nn.LayerNorm(4))(torch.randn(2, 4)).sum().backward()
+shutil.rmtree(csrc)
+print(importlib.reload(_extension).state())
+""",
+        root=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    first, changed, without = done.stdout.splitlines()
+    assert first == without == _extension.state() and first.startswith("loaded")
+    assert changed.startswith("None refused: csrc has changed since it was built")
+    assert sum("refused" in line for line in done.stderr.splitlines()) == 1
 
 
 @pytest.fixture(scope="module")

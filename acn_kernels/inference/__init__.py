@@ -6,6 +6,7 @@ from acn_kernels.inference.calibrate import Calibration, calibrate
 from acn_kernels.inference.calibration import cutoff_depth, exit_threshold
 from acn_kernels.inference.early_exit import EarlyExit, ExitResult, entropy
 from acn_kernels.inference.engine import Engine, EngineResult
+from acn_kernels.inference.engine_text import text_batch
 from acn_kernels.inference.export import export
 from acn_kernels.inference.probe import probe, probe_logits
 from acn_kernels.inference.program import export_onnx, exported_program
@@ -26,6 +27,7 @@ __all__ = [
     "exported_program",
     "probe",
     "probe_logits",
+    "text_batch",
     "truncate",
 ]
 

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from acn_kernels import _extension
 from acn_kernels.inference.criteria import check_criterion
-from acn_kernels.models import ImageClassifier
+from acn_kernels.inference.engine_text import engine_config, is_bert
 
 
 class EngineResult(NamedTuple):
@@ -28,7 +28,8 @@ class EngineResult(NamedTuple):
 
 
 class Engine:
-    """Truncated and early-exit inference on the CPU, with no Python between the layers.
+    """Truncated and early-exit inference on the CPU, with no Python between the layers: of a ViT,
+    a Mixer, or an ACN BERT that classifies texts.
 
     The GIL is released while it runs, and many threads may call one engine at once. Samples go
     through the layers between two exits in micro-batches that the cache holds, and those that
@@ -60,9 +61,9 @@ class Engine:
         return Engine(_native_class().from_folder(os.fspath(folder), compiled))
 
     @staticmethod
-    def from_model(model: ImageClassifier) -> Engine:
-        """The engine of a live ViT or Mixer; its tensors are shared, so that changes of their
-        values in place count.
+    def from_model(model: nn.Module) -> Engine:
+        """The engine of a live ViT, Mixer or ACN BERT for classification; its tensors are shared,
+        so that changes of their values in place count.
 
         Raises:
             ValueError: the engine does not run this model.
@@ -71,16 +72,19 @@ class Engine:
         from acn_kernels.inference.engine_model import obstacle_to_engine_of
 
         native = _native_class()
-        obstacle = obstacle_to_engine_of(model)
-        if obstacle:
-            raise ValueError(f"the engine does not run this model: {obstacle}")
-        config = json.dumps({"family": model.family, **dataclasses.asdict(model.config)})
+        if is_bert(model):
+            config = engine_config(model)
+        else:
+            obstacle = obstacle_to_engine_of(model)
+            if obstacle:
+                raise ValueError(f"the engine does not run this model: {obstacle}")
+            config = {"family": model.family, **dataclasses.asdict(model.config)}
         tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-        return Engine(native(config, tensors))
+        return Engine(native(json.dumps(config), tensors))
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights, of the images it takes and of the logits."""
+        """Of the weights, of the logits, and of the images that it takes."""
         return self._native.dtype
 
     @property
@@ -95,16 +99,18 @@ class Engine:
 
     def __call__(
         self,
-        images: Tensor,
+        inputs: Tensor,
         exits: Sequence[int] = (),
         threshold: float = 0.0,
         criterion: str = "entropy",
         depth: int | None = None,
         micro_batch: int | None = None,
     ) -> EngineResult:
-        """Runs images [B, channels, size, size] of the model's dtype.
+        """Runs a batch.
 
         Args:
+            inputs: images [B, channels, size, size] of the model's dtype; of a BERT, what
+                :func:`acn_kernels.inference.text_batch` makes of words and mask.
             exits: depths from 1 to below the last at which samples may leave.
             threshold, criterion: as :class:`acn_kernels.EarlyExit` takes them.
             depth: layers to run at most; None is all.
@@ -119,7 +125,7 @@ class Engine:
         if micro_batch is not None and micro_batch < 1:
             raise ValueError(f"micro_batch is {micro_batch}; it takes None or at least 1")
         logits, depths, stops, counts, undecided = self._native.run(
-            images, list(exits), float(threshold), criterion,
+            inputs, list(exits), float(threshold), criterion,
             -1 if depth is None else depth, micro_batch or 0,
         )  # fmt: skip
         return EngineResult(logits, depths, dict(zip(stops, counts, strict=True)), undecided)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from acn_kernels.files import written_whole
+from acn_kernels.inference.engine_text import engine_config, is_bert
 from acn_kernels.inference.program import batch_program
 from acn_kernels.models import ImageClassifier, Model
+from acn_kernels.models.base import CONFIG_FILE, WEIGHTS_FILE
 from acn_kernels.stack import FusedACNStack
 from acn_kernels.validation import check_depth
 
@@ -22,7 +26,7 @@ FAMILIES = ("vit", "mixer")
 
 
 def export(
-    model: Model,
+    model: Model | nn.Module,
     folder: str | os.PathLike,
     depth: int | None = None,
     dtype: str = "fp32",
@@ -30,24 +34,28 @@ def export(
 ) -> None:
     """Writes ``config.json`` and ``model.safetensors`` of ``model`` into ``folder``.
 
+    ``model`` is a ViT or Mixer, or an ACN BERT for classification, wired as an ACN.
+
     Args:
         depth: layers to keep; None is all.
         dtype: "fp32" or "bf16", in which the runtime then computes.
         aot_exits: also compiles the layers between these depths, the input and the output by
             AOTInductor, into ``segment-BEGIN-END.pt2`` each (needs a C++ compiler; seconds each).
-            An engine that loads them runs them where it stops at those depths.
+            An engine that loads them runs them where it stops at those depths. Images only.
 
     Raises:
         TypeError, ValueError: an argument is not what is accepted, or the runtime does not run
-            the model: it takes the families vit and mixer, wired as ACNs.
+            the model.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; it takes one of {', '.join(DTYPES)}")
+    if is_bert(model):
+        return _export_bert(model, Path(folder), depth, dtype, aot_exits)
     family, wiring = getattr(model, "family", None), getattr(model.config, "wiring", None)
     if family not in FAMILIES or wiring != "acn":
         raise ValueError(
             f"the model is of family {family!r}, wiring {wiring!r}; the runtime takes "
-            f"{' and '.join(FAMILIES)}, wired 'acn'"
+            f"{', '.join(FAMILIES)} and bert, wired 'acn'"
         )
     if model.blocks.alpha != 1:
         raise ValueError(f"the model's alpha is {model.blocks.alpha}; the runtime takes 1")
@@ -63,6 +71,21 @@ def export(
     model.save_pretrained(folder)
     for begin, end in itertools.pairwise(stops):
         _compile(model, begin, end, folder / f"segment-{begin}-{end}.pt2")
+
+
+def _export_bert(model, folder, depth, dtype, aot_exits) -> None:
+    if aot_exits is not None:
+        raise ValueError(f"aot_exits is {aot_exits!r}; of a BERT no layers are compiled")
+    model = model if depth is None else model.truncate(depth)
+    config = engine_config(model)
+    weights = {
+        name: tensor.detach().to("cpu", DTYPES[dtype]).contiguous()
+        for name, tensor in model.state_dict().items()
+    }
+    with written_whole(folder / WEIGHTS_FILE) as path:
+        save_file(weights, path)
+    with written_whole(folder / CONFIG_FILE) as path:
+        path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 class _Segment(nn.Module):

@@ -27,7 +27,7 @@ class AotiSegment final : public Segment {
     std::vector<at::Tensor> inputs{state.x};
     if (!first_) inputs.push_back(state.y);
     std::vector<at::Tensor> outputs = loader_.run(inputs);
-    return {outputs.at(0).contiguous(), outputs.at(1).contiguous()};
+    return {outputs.at(0).contiguous(), outputs.at(1).contiguous(), {}};
   }
 
  private:

@@ -1,5 +1,6 @@
 #include "acn/runtime/config.h"
 
+#include <map>
 #include <set>
 
 #include "acn/runtime/errors.h"
@@ -67,6 +68,10 @@ class Layout {
  public:
   explicit Layout(std::vector<TensorShape>& into) : into_(into) {}
 
+  void tensor(const std::string& name, std::vector<int64_t> shape) {
+    into_.push_back({name, std::move(shape)});
+  }
+
   void linear(const std::string& name, int64_t in, int64_t out) {
     into_.push_back({name + ".weight", {out, in}});
     into_.push_back({name + ".bias", {out}});
@@ -89,7 +94,7 @@ class Layout {
 void add_block(Layout& layout, const std::string& at, const Config& config) {
   const int64_t width = config.width;
   layout.norm(at + "norm1", width);
-  if (config.family == Family::vit) {
+  if (config.family != Family::mixer) {
     layout.linear(at + "attn.qkv", width, 3 * width);
     layout.linear(at + "attn.proj", width, width);
     layout.norm(at + "norm2", width);
@@ -104,33 +109,74 @@ void add_block(Layout& layout, const std::string& at, const Config& config) {
   layout.norm(at + "norm3", width);
 }
 
-}  // namespace
+void add_image_model(Layout& layout, const Config& config) {
+  const int64_t patch = config.patch_size;
+  layout.tensor("stem.weight", {config.width, config.channels, patch, patch});
+  layout.tensor("stem.bias", {config.width});
+  if (config.class_token) layout.tensor("cls_token", {config.width});
+  for (int64_t i = 0; i < config.depth; ++i) add_block(layout, text("blocks.", i, "."), config);
+  layout.norm("blocks.norm", config.width);
+  layout.linear("head", config.width, config.classes);
+}
 
-Config parse_config(std::string_view source) {
-  const Json document = Json::parse(source);
-  Fields fields(document.object("the configuration"));
-  Config config;
-  config.family = fields.word("family", {"vit", "mixer"}) == "vit" ? Family::vit : Family::mixer;
-  fields.word("wiring", {"acn"});
+void add_text_model(Layout& layout, const Config& config) {
+  const std::string embeddings = "bert.embeddings.";
+  layout.tensor(embeddings + "word.weight", {config.vocabulary, config.width});
+  layout.tensor(embeddings + "position.weight", {config.positions, config.width});
+  layout.tensor(embeddings + "token_type.weight", {config.token_kinds, config.width});
+  layout.norm(embeddings + "norm", config.width);
+  for (int64_t i = 0; i < config.depth; ++i) {
+    add_block(layout, text("bert.blocks.", i, "."), config);
+  }
+  layout.linear("bert.pooler", config.width, config.width);
+  layout.linear("classifier", config.width, config.classes);
+}
+
+void parse_image_model(Fields& fields, Config& config) {
   config.image_size = fields.number("image_size", 1, kLargestImage);
   config.patch_size = fields.number("patch_size", 1, kLargestImage);
   check_divides("patch_size", config.patch_size, "the image size", config.image_size);
   config.channels = fields.number("channels", 1, kLargest);
-  config.width = fields.number("width", 1, kLargest);
-  config.depth = fields.number("depth", 0, kDeepest);
-  config.classes = fields.number("classes", 1, kLargest);
   if (config.family == Family::vit) {
-    config.heads = fields.number("heads", 1, kLargest);
-    check_divides("heads", config.heads, "the width", config.width);
     if (config.width % 4 != 0) {
       throw FormatError(text("width is ", config.width, "; positions take a multiple of 4"));
     }
-    config.mlp_width = fields.number("mlp_width", 1, kLargest);
     config.class_token = fields.word("pool", {"mean", "first"}) == "first";
   } else {
     config.token_mlp = fields.number("token_mlp", 1, kLargest);
     config.channel_mlp = fields.number("channel_mlp", 1, kLargest);
     config.closing = fields.field("closing").boolean("closing");
+  }
+}
+
+void parse_text_model(Fields& fields, Config& config) {
+  config.vocabulary = fields.number("vocabulary", 1, kLargest);
+  config.positions = fields.number("positions", 1, kLargest);
+  config.token_kinds = fields.number("token_kinds", 1, kLargest);
+}
+
+}  // namespace
+
+Config parse_config(std::string_view source) {
+  static const std::map<std::string, Family> kFamilies{
+      {"vit", Family::vit}, {"mixer", Family::mixer}, {"bert", Family::bert}};
+  const Json document = Json::parse(source);
+  Fields fields(document.object("the configuration"));
+  Config config;
+  config.family = kFamilies.at(fields.word("family", {"vit", "mixer", "bert"}));
+  fields.word("wiring", {"acn"});
+  config.width = fields.number("width", 1, kLargest);
+  config.depth = fields.number("depth", 0, kDeepest);
+  config.classes = fields.number("classes", 1, kLargest);
+  if (config.family != Family::mixer) {
+    config.heads = fields.number("heads", 1, kLargest);
+    check_divides("heads", config.heads, "the width", config.width);
+    config.mlp_width = fields.number("mlp_width", 1, kLargest);
+  }
+  if (config.family == Family::bert) {
+    parse_text_model(fields, config);
+  } else {
+    parse_image_model(fields, config);
   }
   fields.end();
   return config;
@@ -139,15 +185,7 @@ Config parse_config(std::string_view source) {
 std::vector<TensorShape> tensors_of(const Config& config) {
   std::vector<TensorShape> tensors;
   Layout layout(tensors);
-  const int64_t patch = config.patch_size;
-  tensors.push_back({"stem.weight", {config.width, config.channels, patch, patch}});
-  tensors.push_back({"stem.bias", {config.width}});
-  if (config.class_token) tensors.push_back({"cls_token", {config.width}});
-  for (int64_t i = 0; i < config.depth; ++i) {
-    add_block(layout, "blocks." + std::to_string(i) + ".", config);
-  }
-  layout.norm("blocks.norm", config.width);
-  layout.linear("head", config.width, config.classes);
+  (config.family == Family::bert ? add_text_model : add_image_model)(layout, config);
   return tensors;
 }
 

@@ -12,9 +12,8 @@
 
 #include "acn/runtime/errors.h"
 #include "aoti_segment.h"
-#include "image_model.h"
 #include "micro_batch.h"
-#include "native_segment.h"
+#include "model.h"
 #include "regroup.h"
 
 namespace acn {
@@ -23,12 +22,6 @@ namespace {
 using at::Tensor;
 
 constexpr int64_t kConfigBytes = 1 << 16;
-
-std::string written(at::IntArrayRef shape) {
-  std::ostringstream out;
-  out << shape;
-  return out.str();
-}
 
 // The depths at which a run stops: the exits in their order and the last one.
 std::vector<int64_t> stops_of(const RunOptions& options, int64_t layers) {
@@ -73,10 +66,8 @@ void for_each(size_t count, const Body& body) {
 struct Engine::Parts {
   Parts(const Config& of, const Tensors& weights, Packages compiled)
       : config(of),
-        dtype(weights.at("stem.weight").scalar_type()),
-        stem(of, weights),
-        blocks(blocks_of(of, weights)),
-        head(of, weights),
+        dtype(weights.begin()->second.scalar_type()),
+        model((of.family == Family::bert ? text_model : image_model)(of, weights)),
         packages(std::move(compiled)),
         micro_batch(micro_batch_for(of, dtype == at::kFloat ? 4 : 2, cache_size())) {}
 
@@ -84,14 +75,12 @@ struct Engine::Parts {
   std::shared_ptr<const Segment> segment(int64_t begin, int64_t end) const {
     const auto compiled = packages.find({begin, end});
     if (compiled != packages.end()) return compiled->second;
-    return std::make_shared<NativeSegment>(blocks, begin, end, config.class_token);
+    return model->segment(begin, end);
   }
 
   Config config;
   at::ScalarType dtype;
-  Stem stem;
-  Blocks blocks;
-  Head head;
+  std::unique_ptr<const Model> model;
   Packages packages;
   int64_t micro_batch;
 };
@@ -101,14 +90,14 @@ namespace {
 // One call: where results go, and what the micro-batches share.
 class Run {
  public:
-  Run(const Head& head, const RunOptions& options, Tensor& logits, Tensor& depth)
-      : head_(head), options_(options), logits_(logits), depth_(depth) {}
+  Run(const Model& model, const RunOptions& options, Tensor& logits, Tensor& depth)
+      : model_(model), options_(options), logits_(logits), depth_(depth) {}
 
   // Runs the segment on a micro-batch, lets those leave who may, and returns who stays.
   Survivors step(const Segment& segment, State state, std::vector<int64_t> samples, int64_t stop,
                  bool last) {
     state = segment.run(std::move(state), last);
-    const Tensor logits = head_(state).contiguous();
+    const Tensor logits = model_.logits(state).contiguous();
     const Tensor wide = logits.to(at::kFloat);
     const float* row = wide.const_data_ptr<float>();
     const int64_t classes = wide.size(1);
@@ -137,7 +126,7 @@ class Run {
     depth_.mutable_data_ptr<int64_t>()[sample] = stop;
   }
 
-  const Head& head_;
+  const Model& model_;
   const RunOptions& options_;
   Tensor& logits_;
   Tensor& depth_;
@@ -151,7 +140,7 @@ Engine Engine::from_folder(const std::string& folder, bool compiled) {
     const Config config = parse_config(read_text(path, kConfigBytes));
     Tensors weights = load_weights(folder + "/model.safetensors", config);
     Packages packages;
-    if (compiled) packages = load_packages(folder, config);
+    if (compiled && config.family != Family::bert) packages = load_packages(folder, config);
     return Engine(std::make_unique<const Parts>(config, weights, std::move(packages)));
   } catch (const FormatError& error) {
     throw FormatError(text(folder, ": ", error.what()));
@@ -171,22 +160,15 @@ Engine::~Engine() = default;
 
 const Config& Engine::config() const { return parts_->config; }
 at::ScalarType Engine::dtype() const { return parts_->dtype; }
+at::ScalarType Engine::input_dtype() const {
+  return parts_->config.family == Family::bert ? at::kLong : parts_->dtype;
+}
 int64_t Engine::default_micro_batch() const { return parts_->micro_batch; }
 size_t Engine::compiled_segments() const { return parts_->packages.size(); }
 
 Result Engine::run(const Tensor& given, const RunOptions& options) const {
   const Config& config = parts_->config;
-  const int64_t size = config.image_size;
-  if (given.dim() != 4 || given.size(1) != config.channels || given.size(2) != size ||
-      given.size(3) != size) {
-    throw std::invalid_argument(text("images has shape ", written(given.sizes()),
-                                     "; it takes [batch, ", config.channels, ", ", size, ", ",
-                                     size, "]"));
-  }
-  if (!given.is_cpu() || given.scalar_type() != parts_->dtype) {
-    throw std::invalid_argument(text("images is ", given.scalar_type(), " on ", given.device(),
-                                     "; it takes ", parts_->dtype, " on cpu"));
-  }
+  parts_->model->check(given);
   Result result;
   result.stops = stops_of(options, config.depth);
   result.counts.assign(result.stops.size(), 0);
@@ -199,7 +181,7 @@ Result Engine::run(const Tensor& given, const RunOptions& options) const {
     return group_size(live, parts_->micro_batch, at::get_num_threads());
   };
 
-  Run run(parts_->head, options, result.logits, result.depth);
+  Run run(*parts_->model, options, result.logits, result.depth);
   std::vector<Survivors> survivors;
   {
     const c10::InferenceMode no_autograd;
@@ -219,7 +201,7 @@ Result Engine::run(const Tensor& given, const RunOptions& options) const {
     survivors = std::vector<Survivors>(groups.size());
     for_each(groups.size(), [&](size_t i) {
       State state = groups[i].gather();
-      if (begin == 0) state.x = parts_->stem(state.x);
+      if (begin == 0) state = parts_->model->embed(state.x);
       survivors[i] = run.step(*segment, std::move(state), groups[i].samples(), stop,
                               s + 1 == result.stops.size());
     });

@@ -6,6 +6,9 @@
 #include <algorithm>
 #include <cmath>
 
+#include "acn/runtime/errors.h"
+#include "model.h"
+
 namespace acn {
 namespace {
 
@@ -23,7 +26,56 @@ Tensor sincos_2d(int64_t side, int64_t width) {
   return at::cat({x.sin(), x.cos(), y.sin(), y.cos()}, 1);
 }
 
+std::string written(at::IntArrayRef shape) {
+  std::ostringstream out;
+  out << shape;
+  return out.str();
+}
+
+class ImageModel final : public Model {
+ public:
+  ImageModel(const Config& config, const Tensors& weights)
+      : config_(config),
+        dtype_(weights.at("stem.weight").scalar_type()),
+        stem_(config, weights),
+        blocks_(blocks_of(config, weights)),
+        head_(config, weights) {}
+
+  void check(const Tensor& images) const override {
+    const int64_t channels = config_.channels, size = config_.image_size;
+    if (images.dim() != 4 || images.size(1) != channels || images.size(2) != size ||
+        images.size(3) != size) {
+      throw std::invalid_argument(text("images has shape ", written(images.sizes()),
+                                       "; it takes [batch, ", channels, ", ", size, ", ", size,
+                                       "]"));
+    }
+    if (!images.is_cpu() || images.scalar_type() != dtype_) {
+      throw std::invalid_argument(text("images is ", images.scalar_type(), " on ",
+                                       images.device(), "; it takes ", dtype_, " on cpu"));
+    }
+  }
+
+  State embed(const Tensor& images) const override { return {stem_(images), {}, {}}; }
+
+  std::shared_ptr<const Segment> segment(int64_t begin, int64_t end) const override {
+    return std::make_shared<NativeSegment>(blocks_, begin, end, config_.class_token);
+  }
+
+  Tensor logits(const State& state) const override { return head_(state); }
+
+ private:
+  Config config_;
+  at::ScalarType dtype_;
+  Stem stem_;
+  Blocks blocks_;
+  Head head_;
+};
+
 }  // namespace
+
+std::unique_ptr<const Model> image_model(const Config& config, const Tensors& weights) {
+  return std::make_unique<ImageModel>(config, weights);
+}
 
 Stem::Stem(const Config& config, const Tensors& weights)
     : patch_(config.patch_size),

@@ -48,12 +48,14 @@ State Group::gather() const {
   if (pieces_.size() == 1 && first.x.size(0) == count) return first;
   Packer x(first.x, count);
   Packer y(first.y, count);
+  Packer mask(first.mask, count);
   for (const Piece& piece : pieces_) {
     const int64_t* rows = piece.from->rows.data() + piece.begin;
     x.add(piece.from->state.x, rows, piece.end - piece.begin);
     y.add(piece.from->state.y, rows, piece.end - piece.begin);
+    mask.add(piece.from->state.mask, rows, piece.end - piece.begin);
   }
-  return {x.take(), y.take()};
+  return {x.take(), y.take(), mask.take()};
 }
 
 std::vector<Group> regroup(std::vector<Survivors> survivors, int64_t size) {

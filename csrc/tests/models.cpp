@@ -21,12 +21,15 @@ class Reference {
     for (const auto& [name, tensor] : weights) weights_[name] = tensor.to(at::kDouble);
   }
 
-  Tensor logits(const Tensor& images) const {
-    Tensor x = embed(images.to(at::kDouble));
+  Tensor logits(const Tensor& input) const {
+    const bool bert = config_.family == Family::bert;
+    const std::string blocks = bert ? "bert.blocks." : "blocks.";
+    const Tensor read = bert ? input.select(1, 1).view({-1, 1, 1, input.size(2)}) : Tensor();
+    Tensor x = bert ? embed_text(input) : embed(input.to(at::kDouble));
     Tensor y = x;
     std::vector<Tensor> all{head(y)};
     for (int64_t i = 0; i < config_.depth; ++i) {
-      x = block("blocks." + std::to_string(i) + ".", x);
+      x = block(blocks + std::to_string(i) + ".", x, read);
       y = y + x;
       all.push_back(head(y));
     }
@@ -41,7 +44,8 @@ class Reference {
   }
 
   Tensor norm(const Tensor& x, const std::string& name) const {
-    return at::layer_norm(x, {config_.width}, at(name + ".weight"), at(name + ".bias"), 1e-5);
+    const double eps = config_.family == Family::bert ? 1e-12 : 1e-5;
+    return at::layer_norm(x, {config_.width}, at(name + ".weight"), at(name + ".bias"), eps);
   }
 
   Tensor mlp(const Tensor& x, const std::string& name) const {
@@ -55,6 +59,16 @@ class Reference {
     x = x + positions();
     if (!config_.class_token) return x;
     return at::cat({at("cls_token").expand({x.size(0), 1, -1}), x}, 1);
+  }
+
+  Tensor embed_text(const Tensor& input) const {
+    const Tensor words = input.select(1, 0);
+    const Tensor kinds = input.size(1) == 3 ? input.select(1, 2) : at::zeros_like(words);
+    const std::string from = "bert.embeddings.";
+    const Tensor x = at(from + "word.weight").index({words}) +
+                     at(from + "token_type.weight").index({kinds}) +
+                     at(from + "position.weight").slice(0, 0, input.size(2));
+    return norm(x, from + "norm");
   }
 
   Tensor positions() const {
@@ -73,16 +87,22 @@ class Reference {
     return table;
   }
 
-  Tensor attention(const Tensor& x, const std::string& name) const {
+  // `read` [B, 1, 1, T] is 0 where a token is padding; undefined: all are read.
+  Tensor attention(const Tensor& x, const std::string& name, const Tensor& read = {}) const {
     const int64_t batch = x.size(0), tokens = x.size(1), size = config_.width / config_.heads;
     const Tensor qkv = linear(x, name + ".qkv").view({batch, tokens, 3, config_.heads, size});
     const auto part = [&](int64_t i) { return qkv.select(2, i).transpose(1, 2); };
-    const Tensor scores = at::matmul(part(0), part(1).transpose(2, 3)) / std::sqrt(size);
+    Tensor scores = at::matmul(part(0), part(1).transpose(2, 3)) / std::sqrt(size);
+    if (read.defined()) scores = scores.masked_fill(read.eq(0), -INFINITY);
     const Tensor mixed = at::matmul(scores.softmax(-1), part(2));
     return linear(mixed.transpose(1, 2).reshape({batch, tokens, config_.width}), name + ".proj");
   }
 
-  Tensor block(const std::string& name, const Tensor& x) const {
+  Tensor block(const std::string& name, const Tensor& x, const Tensor& read) const {
+    if (config_.family == Family::bert) {
+      return norm(mlp(norm(attention(x, name + "attn", read), name + "norm1"), name + "mlp"),
+                  name + "norm2");
+    }
     const Tensor h = norm(x, name + "norm1");
     if (config_.family == Family::vit) {
       return mlp(norm(attention(h, name + "attn"), name + "norm2"), name + "mlp");
@@ -94,6 +114,9 @@ class Reference {
   }
 
   Tensor head(const Tensor& y) const {
+    if (config_.family == Family::bert) {
+      return linear(linear(y.select(1, 0), "bert.pooler").tanh(), "classifier");
+    }
     const Tensor normed = norm(y, "blocks.norm");
     return linear(config_.class_token ? normed.select(1, 0) : normed.mean(1), "head");
   }
@@ -105,9 +128,14 @@ class Reference {
 }  // namespace
 
 std::string config_text(const std::string& kind, int64_t depth) {
-  const std::string common = text(
-      R"("image_size": 10, "patch_size": 2, "channels": 3, "width": 24, "classes": 7, )",
-      R"("wiring": "acn", "depth": )", depth);
+  const std::string every =
+      text(R"("width": 24, "classes": 7, "wiring": "acn", "depth": )", depth);
+  if (kind == "bert") {
+    return text(R"({"family": "bert", "vocabulary": 50, "positions": 12, "token_kinds": 2, )",
+                R"("heads": 3, "mlp_width": 40, )", every, "}");
+  }
+  const std::string common =
+      text(R"("image_size": 10, "patch_size": 2, "channels": 3, )", every);
   if (kind == "vit" || kind == "vit_first") {
     const char* pool = kind == "vit" ? "mean" : "first";
     return text("{\"family\": \"vit\", ", common, ", \"heads\": 3, \"mlp_width\": 40, \"pool\": \"",
@@ -125,13 +153,19 @@ Tensors random_weights(const Config& config, at::ScalarType type) {
     if (name.find("norm") != std::string::npos && name.find("weight") != std::string::npos) {
       weight = weight + 1;
     }
-    if (name == "head.weight") weight = weight * 4;
+    if (name == "head.weight" || name == "classifier.weight") weight = weight * 4;
     weights[name] = weight.to(type);
   }
   return weights;
 }
 
-Tensor random_images(const Config& config, int64_t batch) {
+Tensor random_input(const Config& config, int64_t batch) {
+  if (config.family == Family::bert) {
+    const int64_t tokens = config.positions - 1;
+    const Tensor words = at::randint(config.vocabulary, {batch, tokens}, at::kLong);
+    const Tensor read = at::arange(tokens) < at::randint(1, tokens + 1, {batch, 1}, at::kLong);
+    return at::stack({words, read.to(at::kLong), at::randint(2, {batch, tokens}, at::kLong)}, 1);
+  }
   return at::randn({batch, config.channels, config.image_size, config.image_size});
 }
 
@@ -164,8 +198,8 @@ void write_model(const Folder& folder, const std::string& config, const Tensors&
   write_safetensors(folder.path("model.safetensors"), tensors);
 }
 
-Tensor logits_by_depth(const Config& config, const Tensors& weights, const Tensor& images) {
-  return Reference(config, weights).logits(images);
+Tensor logits_by_depth(const Config& config, const Tensors& weights, const Tensor& input) {
+  return Reference(config, weights).logits(input);
 }
 
 }  // namespace acn::test

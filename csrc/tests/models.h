@@ -9,12 +9,13 @@
 
 namespace acn::test {
 
-// config.json's text; "vit", "vit_first", "mixer" or "mixer_closing". Five patches a side make odd
+// config.json's text; "vit", "vit_first", "mixer", "mixer_closing" or "bert". Five patches a side make odd
 // token counts, 25 or 26.
 std::string config_text(const std::string& kind, int64_t depth);
 
 Tensors random_weights(const Config& config, at::ScalarType type = at::kFloat);
-at::Tensor random_images(const Config& config, int64_t batch);
+// Images; of a BERT [B, 3, T] words, mask and kinds, with texts of different lengths.
+at::Tensor random_input(const Config& config, int64_t batch);
 
 // A new folder that goes away with the object.
 class Folder {
@@ -33,6 +34,6 @@ void write_text(const std::string& path, const std::string& content);
 void write_model(const Folder& folder, const std::string& config, const Tensors& weights);
 
 // Logits [depth + 1, B, classes] in double of all sub-networks: no code of the engine's.
-at::Tensor logits_by_depth(const Config& config, const Tensors& weights, const at::Tensor& images);
+at::Tensor logits_by_depth(const Config& config, const Tensors& weights, const at::Tensor& input);
 
 }  // namespace acn::test

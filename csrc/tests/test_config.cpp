@@ -17,7 +17,7 @@ std::string changed(std::string source, const std::string& from, const std::stri
 
 }  // namespace
 
-TEST(both_families) {
+TEST(every_family) {
   const Config vit = parse_config(config_text("vit_first", 3));
   EXPECT(vit.family == acn::Family::vit && vit.heads == 3 && vit.class_token);
   EXPECT(vit.tokens() == 26 && vit.depth == 3);
@@ -25,13 +25,20 @@ TEST(both_families) {
   const Config mixer = parse_config(config_text("mixer_closing", 2));
   EXPECT(mixer.family == acn::Family::mixer && mixer.closing && mixer.tokens() == 25);
   EXPECT(acn::tensors_of(mixer).size() == 6 + 2 * 16);
+  const Config bert = parse_config(config_text("bert", 2));
+  EXPECT(bert.family == acn::Family::bert && bert.heads == 3 && bert.vocabulary == 50);
+  EXPECT(bert.tokens() == 12 && bert.token_kinds == 2 && bert.mlp_width == 40);
+  EXPECT(acn::tensors_of(bert).size() == 9 + 2 * 12);
 }
 
 TEST(what_is_refused) {
   const std::string vit = config_text("vit", 2), mixer = config_text("mixer", 2);
   EXPECT_THROWS(FormatError, "no JSON", parse_config("{"));
   EXPECT_THROWS(FormatError, "not an object", parse_config("[]"));
-  EXPECT_THROWS(FormatError, "family is 'bert'", parse_config(changed(vit, "\"vit\"", "\"bert\"")));
+  EXPECT_THROWS(FormatError, "family is 'gpt'", parse_config(changed(vit, "\"vit\"", "\"gpt\"")));
+  EXPECT_THROWS(FormatError, "no vocabulary", parse_config(changed(vit, "\"vit\"", "\"bert\"")));
+  EXPECT_THROWS(FormatError, "vocabulary is 0",
+               parse_config(changed(config_text("bert", 2), "50", "0")));
   EXPECT_THROWS(FormatError, "wiring is 'residual'",
                parse_config(changed(vit, "\"acn\"", "\"residual\"")));
   EXPECT_THROWS(FormatError, "no heads", parse_config(changed(vit, "\"heads\": 3,", "")));

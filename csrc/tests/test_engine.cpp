@@ -17,14 +17,14 @@ namespace {
 
 constexpr double kTolerance = 2e-4;
 constexpr int64_t kDepth = 4;
-const std::vector<std::string> kKinds{"vit", "vit_first", "mixer", "mixer_closing"};
+const std::vector<std::string> kKinds{"vit", "vit_first", "mixer", "mixer_closing", "bert"};
 
 struct Case {
   explicit Case(const std::string& kind, int64_t batch, at::ScalarType type = at::kFloat)
       : config(parse_config(config_text(kind, kDepth))),
         weights(random_weights(config, type)),
         engine(config, weights),
-        images(random_images(config, batch).to(type)),
+        images(random_input(config, batch).to(engine.input_dtype())),
         truth(logits_by_depth(config, weights, images)) {}
 
   Config config;
@@ -67,6 +67,18 @@ double clear_threshold(const Case& it, Criterion criterion, const std::vector<in
 
 double largest_difference(const at::Tensor& a, const at::Tensor& b) {
   return a.numel() ? (a.to(at::kDouble) - b.to(at::kDouble)).abs().max().item<double>() : 0;
+}
+
+// Makes NaN of what the model sees of a sample, and of no other.
+void spoil(const Case& it, int64_t sample) {
+  if (it.config.family != Family::bert) {
+    it.images[sample].fill_(NAN);
+    return;
+  }
+  it.weights.at("bert.embeddings.word.weight")[0].fill_(NAN);
+  at::Tensor words = it.images.select(1, 0);
+  words.clamp_min_(1);
+  words[sample][0] = 0;
 }
 
 void check_run(const Case& it, const RunOptions& options) {
@@ -166,8 +178,8 @@ TEST(logits_depend_on_no_other_sample) {
 
 TEST(nan_runs_to_the_last_depth_and_is_reported) {
   for (const std::string& kind : kKinds) {
-    Case it(kind, 3);
-    it.images[1].fill_(NAN);
+    const Case it(kind, 3);
+    spoil(it, 1);
     RunOptions options;
     options.exits = {1, 2};
     options.threshold = INFINITY;
@@ -200,6 +212,45 @@ TEST(images_with_gaps) {
   const at::Tensor expected = it.engine.run(gaps.contiguous(), {}).logits;
   EXPECT(it.engine.run(gaps, {}).logits.equal(expected));
   EXPECT(!it.engine.run(gaps, {}).logits.is_inference());
+}
+
+TEST(texts_of_two_rows_and_of_any_length) {
+  const Case it("bert", 4);
+  for (const int64_t length : {1, 5, 12}) {
+    at::Tensor tokens = at::ones({4, 2, length}, at::kLong);
+    tokens.select(1, 0).copy_(at::randint(50, {4, length}, at::kLong));
+    const at::Tensor truth = logits_by_depth(it.config, it.weights, tokens);
+    EXPECT(largest_difference(it.engine.run(tokens, {}).logits, truth[kDepth]) < kTolerance);
+  }
+}
+
+TEST(padding_is_not_read) {
+  const Case it("bert", 5);
+  at::Tensor tokens = it.images.clone();
+  const at::Tensor padding = tokens.select(1, 1).eq(0);
+  at::Tensor words = tokens.select(1, 0);
+  words.copy_(at::where(padding, 49 - words, words));
+  const at::Tensor expected = it.engine.run(it.images, {}).logits;
+  EXPECT(largest_difference(it.engine.run(tokens, {}).logits, expected) < 1e-6);
+}
+
+TEST(texts_that_are_refused) {
+  const Case it("bert", 2);
+  const auto refuse = [&](const char* message, const at::Tensor& tokens) {
+    EXPECT_THROWS(std::invalid_argument, message, it.engine.run(tokens, {}));
+  };
+  refuse("it takes [batch, 2 or 3, 1 to 12]", it.images.select(1, 0));
+  refuse("it takes [batch, 2 or 3, 1 to 12]", at::zeros({2, 4, 5}, at::kLong));
+  refuse("it takes [batch, 2 or 3, 1 to 12]", at::zeros({2, 2, 13}, at::kLong));
+  refuse("it takes [batch, 2 or 3, 1 to 12]", at::zeros({2, 2, 0}, at::kLong));
+  refuse("it takes Long", at::zeros({2, 2, 5}));
+  for (const auto& [row, name] : {std::pair(0, "words"), {1, "mask"}, {2, "kinds"}}) {
+    for (const int64_t value : {-1, 50}) {
+      at::Tensor tokens = it.images.clone();
+      tokens[1][row][3] = value;
+      refuse(text(name, " holds ", value).c_str(), tokens);
+    }
+  }
 }
 
 TEST(weights_are_shared) {

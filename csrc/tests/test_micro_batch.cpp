@@ -46,10 +46,10 @@ TEST(groups_share_the_threads) {
 }
 
 TEST(regrouping_keeps_the_order_and_packs) {
-  at::Tensor x = test::random_images(parse_config(test::config_text("vit", 1)), 9);
-  Survivors first{{x.narrow(0, 0, 5).clone(), {}}, {0, 2, 3}, {0, 2, 3}};
+  at::Tensor x = test::random_input(parse_config(test::config_text("vit", 1)), 9);
+  Survivors first{{x.narrow(0, 0, 5).clone(), {}, {}}, {0, 2, 3}, {0, 2, 3}};
   Survivors none{};
-  Survivors last{{x.narrow(0, 5, 4).clone(), {}}, {0, 1, 2, 3}, {5, 6, 7, 8}};
+  Survivors last{{x.narrow(0, 5, 4).clone(), {}, {}}, {0, 1, 2, 3}, {5, 6, 7, 8}};
   const std::vector<int64_t> expected{0, 2, 3, 5, 6, 7, 8};
   for (int64_t size = 1; size <= 8; ++size) {
     std::vector<int64_t> order;
@@ -67,8 +67,8 @@ TEST(regrouping_keeps_the_order_and_packs) {
 }
 
 TEST(a_whole_group_is_not_copied) {
-  at::Tensor x = test::random_images(parse_config(test::config_text("vit", 1)), 3);
-  Survivors all{{x, {}}, {0, 1, 2}, {4, 5, 6}};
+  at::Tensor x = test::random_input(parse_config(test::config_text("vit", 1)), 3);
+  Survivors all{{x, {}, {}}, {0, 1, 2}, {4, 5, 6}};
   const std::vector<Group> groups = regroup({all}, 8);
   EXPECT(groups.size() == 1 && groups[0].gather().x.is_same(x));
 }

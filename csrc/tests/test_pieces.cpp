@@ -63,7 +63,7 @@ TEST(few_samples_on_many_threads_give_the_same_logits) {
     const Config config = parse_config(test::config_text(kind, 3));
     const Engine engine(config, test::random_weights(config));
     for (const int64_t batch : {1, 2, 7, 15}) {
-      const at::Tensor images = test::random_images(config, batch);
+      const at::Tensor images = test::random_input(config, batch);
       at::Tensor alone;
       {
         const Threads threads(1);

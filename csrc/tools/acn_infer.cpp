@@ -1,4 +1,4 @@
-// acn_infer: runs an exported model on a batch of images, to a depth or with early exits.
+// acn_infer: runs an exported model on a batch, to a depth or with early exits.
 #include <ATen/Parallel.h>
 #include <ATen/ops/cat.h>
 
@@ -18,14 +18,14 @@ namespace acn {
 namespace {
 
 // The whole input, in calls of `batch` samples.
-Result run_all(const Engine& engine, const at::Tensor& images, const Arguments& arguments) {
-  const int64_t total = images.size(0);
-  if (arguments.batch == 0 || arguments.batch >= total) return engine.run(images, arguments.run);
+Result run_all(const Engine& engine, const at::Tensor& input, const Arguments& arguments) {
+  const int64_t total = input.size(0);
+  if (arguments.batch == 0 || arguments.batch >= total) return engine.run(input, arguments.run);
   Result all;
   std::vector<at::Tensor> logits, depths;
   for (int64_t at = 0; at < total; at += arguments.batch) {
     const int64_t count = std::min(arguments.batch, total - at);
-    Result part = engine.run(images.narrow(0, at, count), arguments.run);
+    Result part = engine.run(input.narrow(0, at, count), arguments.run);
     logits.push_back(part.logits);
     depths.push_back(part.depth);
     all.counts.resize(part.counts.size());
@@ -48,13 +48,13 @@ void report(const Result& result) {
   }
 }
 
-void bench(const Engine& engine, const at::Tensor& images, const Arguments& arguments) {
+void bench(const Engine& engine, const at::Tensor& input, const Arguments& arguments) {
   using Clock = std::chrono::steady_clock;
-  run_all(engine, images, arguments);  // warm-up
+  run_all(engine, input, arguments);  // warm-up
   std::vector<double> times;
   for (int64_t i = 0; i < arguments.bench; ++i) {
     const auto start = Clock::now();
-    run_all(engine, images, arguments);
+    run_all(engine, input, arguments);
     times.push_back(std::chrono::duration<double, std::milli>(Clock::now() - start).count());
   }
   std::sort(times.begin(), times.end());
@@ -69,12 +69,12 @@ void bench(const Engine& engine, const at::Tensor& images, const Arguments& argu
 void infer(const Arguments& arguments) {
   if (arguments.threads > 0) at::set_num_threads(static_cast<int>(arguments.threads));
   const Engine engine = Engine::from_folder(arguments.model, arguments.aot);
-  const at::Tensor images = read_array(arguments.input).to(engine.dtype());
-  if (images.dim() == 0) throw FormatError(text(arguments.input, ": a number is no batch"));
-  const Result result = run_all(engine, images, arguments);
+  const at::Tensor input = read_array(arguments.input).to(engine.input_dtype());
+  if (input.dim() == 0) throw FormatError(text(arguments.input, ": a number is no batch"));
+  const Result result = run_all(engine, input, arguments);
   report(result);
   if (!arguments.out.empty()) write_results(arguments.out, result.logits, result.depth);
-  if (arguments.bench > 0) bench(engine, images, arguments);
+  if (arguments.bench > 0) bench(engine, input, arguments);
 }
 
 }  // namespace

@@ -66,18 +66,21 @@ at::Tensor read_npy(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   if (!file) throw FileError(text(path, " cannot be opened"));
   const std::string header = read_npy_header(file);
-  if (value_of(header, "descr").rfind("'<f4'", 0) != 0 ||
+  const std::string descr = value_of(header, "descr");
+  const bool whole = descr.rfind("'<i8'", 0) == 0;
+  if ((!whole && descr.rfind("'<f4'", 0) != 0) ||
       value_of(header, "fortran_order").rfind("False", 0) != 0) {
-    throw FormatError("it takes float32 in C order ('<f4')");
+    throw FormatError("it takes float32 ('<f4') or int64 ('<i8') in C order");
   }
   const std::vector<int64_t> shape = shape_of(header);
   int64_t bytes = 0;
   const int64_t left =
       static_cast<int64_t>(std::filesystem::file_size(path)) - static_cast<int64_t>(file.tellg());
-  if (__builtin_mul_overflow(elements_of(shape), int64_t{4}, &bytes) || bytes != left) {
+  const int64_t size = whole ? 8 : 4;
+  if (__builtin_mul_overflow(elements_of(shape), size, &bytes) || bytes != left) {
     throw FormatError(text("the file has ", left, " bytes of data, which its shape does not take"));
   }
-  at::Tensor array = at::empty(shape, at::TensorOptions(at::kFloat));
+  at::Tensor array = at::empty(shape, at::TensorOptions(whole ? at::kLong : at::kFloat));
   file.read(static_cast<char*>(array.mutable_data_ptr()), bytes);
   if (!file) throw FormatError("the data is cut off");
   return array;

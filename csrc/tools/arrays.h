@@ -7,8 +7,8 @@
 
 namespace acn {
 
-// The float32 array of a .npy file, or the one tensor of a .safetensors file in its own dtype.
-// Throws FileError, FormatError.
+// The float32 or int64 array of a .npy file, or the one tensor of a .safetensors file in its own
+// dtype. Throws FileError, FormatError.
 at::Tensor read_array(const std::string& path);
 
 // Both tensors: into the file `path` if it ends in .safetensors, as logits and depth, else into a

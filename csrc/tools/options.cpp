@@ -12,7 +12,8 @@ namespace acn {
 const char* const kUsage = R"(acn_infer MODEL INPUT [options]
 
 MODEL   a folder with config.json and model.safetensors (acn-kernels export, save_pretrained)
-INPUT   images [N, channels, size, size]: .npy of float32, or .safetensors with one such tensor
+INPUT   images [N, channels, size, size]: .npy of float32, or .safetensors with one such tensor;
+        of a BERT [N, 2, T] int64, words and mask, or [N, 3, T] with token types
 
   --out PATH         PATH.safetensors, or a folder for logits.npy and depth.npy
   --exits 4,8,12     depths at which samples may leave

@@ -8,9 +8,10 @@
 
 namespace acn {
 
-enum class Family { vit, mixer };
+enum class Family { vit, mixer, bert };
 
-// As acn_kernels.models.ViTConfig and MixerConfig write it; what the other family has is zero.
+// As acn_kernels.models.ViTConfig and MixerConfig write it, and acn_kernels.inference.export of a
+// BERT; what the other families have is zero.
 struct Config {
   Family family = Family::vit;
   int64_t image_size = 0;
@@ -19,18 +20,23 @@ struct Config {
   int64_t width = 0;
   int64_t depth = 0;
   int64_t classes = 0;
-  // ViT
+  // ViT and BERT
   int64_t heads = 0;
   int64_t mlp_width = 0;
+  // ViT
   bool class_token = false;  // pool is "first"
+  // BERT
+  int64_t vocabulary = 0;
+  int64_t positions = 0;    // the longest text
+  int64_t token_kinds = 0;  // token types
   // Mixer
   int64_t token_mlp = 0;
   int64_t channel_mlp = 0;
   bool closing = false;
 
   int64_t patches() const { return image_size / patch_size * (image_size / patch_size); }
-  int64_t tokens() const { return patches() + class_token; }
-  int64_t hidden() const { return family == Family::vit ? mlp_width : channel_mlp; }
+  int64_t tokens() const { return family == Family::bert ? positions : patches() + class_token; }
+  int64_t hidden() const { return family == Family::mixer ? channel_mlp : mlp_width; }
 };
 
 // Throws FormatError where `source` is no configuration of a model that the engine runs: another

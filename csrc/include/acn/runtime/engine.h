@@ -43,11 +43,13 @@ class Engine {
   ~Engine();
 
   const Config& config() const;
-  at::ScalarType dtype() const;
+  at::ScalarType dtype() const;        // of weights and logits
+  at::ScalarType input_dtype() const;  // that of images, int64 of text
 
-  // Images [B, channels, size, size] in the model's dtype, on the CPU. Throws
-  // std::invalid_argument on other images or options, naming what is accepted.
-  Result run(const at::Tensor& images, const RunOptions& options) const;
+  // On the CPU, images [B, channels, size, size] in the model's dtype; of a BERT, int64 tokens
+  // [B, 2, T]: words, and 1 or 0 for those that are read or padding; or [B, 3, T] with the kinds of
+  // the words. Throws std::invalid_argument on another input or options, naming what is accepted.
+  Result run(const at::Tensor& input, const RunOptions& options) const;
 
   // The samples of a micro-batch where the options name none.
   int64_t default_micro_batch() const;

@@ -11,6 +11,7 @@ namespace acn {
 struct State {
   at::Tensor x;
   at::Tensor y;
+  at::Tensor mask;  // [B, 1, 1, T] bool, which tokens of a text are read; undefined: images
 };
 
 // Many threads may run one segment at once.

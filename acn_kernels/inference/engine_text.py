@@ -1,0 +1,123 @@
+"""ACN BERT classifiers in the C++ engine: which it runs, and what it takes of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from acn_kernels.blocks import Attention, Mlp, PostNormBlock, PostNormStack
+from acn_kernels.hooks import has_hooks
+from acn_kernels.models.base import CONFIG_FILE
+
+_EPS = 1e-12
+
+
+def is_bert(model: nn.Module) -> bool:
+    """Whether ``model`` is an ACN BERT, with whatever head."""
+    return getattr(getattr(model, "config", None), "model_type", None) == "acn_bert"
+
+
+def text_batch(
+    input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+) -> Tensor:
+    """What the engine takes of a batch of texts: [B, 2, T] int64, words and mask, or [B, 3, T] with
+    ``token_type_ids``.
+
+    Args:
+        input_ids: [B, T]. attention_mask: [B, T], 0 where a token is padding; None: nowhere.
+        token_type_ids: [B, T]; None: 0 everywhere.
+
+    Raises:
+        ValueError: naming the argument, its value and what is accepted.
+    """
+    if input_ids.dim() != 2:
+        raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; it takes [batch, tokens]")
+    rows = {"input_ids": input_ids, "attention_mask": attention_mask}
+    if attention_mask is None:
+        rows["attention_mask"] = torch.ones_like(input_ids)
+    if token_type_ids is not None:
+        rows["token_type_ids"] = token_type_ids
+    for name, row in rows.items():
+        if row.shape != input_ids.shape or row.is_floating_point():
+            raise ValueError(
+                f"{name} is {row.dtype} of shape {tuple(row.shape)}; it takes whole numbers of "
+                f"shape {tuple(input_ids.shape)}"
+            )
+    return torch.stack([row.long() for row in rows.values()], 1)
+
+
+def engine_config(model: nn.Module) -> dict:
+    """The configuration of ``model``, an ACN BERT, as the engine reads it.
+
+    Raises:
+        ValueError: the engine does not run this model.
+    """
+    obstacle = _obstacle(model)
+    if obstacle:
+        raise ValueError(f"the engine does not run this model: {obstacle}")
+    config = model.config
+    return {
+        "family": "bert",
+        "wiring": "acn",
+        "width": config.hidden_size,
+        "depth": len(model.blocks),
+        "classes": model.classifier.out_features,
+        "heads": config.num_attention_heads,
+        "mlp_width": config.intermediate_size,
+        "vocabulary": config.vocab_size,
+        "positions": config.max_position_embeddings,
+        "token_kinds": config.type_vocab_size,
+    }
+
+
+def saved_bert(folder: str | os.PathLike) -> nn.Module | None:
+    """The ACN BERT that ``save_pretrained`` wrote into ``folder``; None where it holds another
+    family.
+
+    Raises:
+        FileNotFoundError: there is no configuration.
+        ValueError: the BERT has another head than that for classification.
+    """
+    path = Path(folder) / CONFIG_FILE
+    config = json.loads(path.read_text())
+    if config.get("model_type") != "acn_bert":
+        return None
+    from acn_kernels.models.huggingface import ACNBertForSequenceClassification as Classifier
+
+    heads = config.get("architectures")
+    if heads != [Classifier.__name__]:
+        raise ValueError(f"{path} names {heads}; it takes {Classifier.__name__}")
+    return Classifier.from_pretrained(folder)
+
+
+def _obstacle(model: nn.Module) -> str | None:
+    from acn_kernels.models import huggingface
+    from acn_kernels.models.huggingface.bert import ACNBertEmbeddings
+
+    if type(model) is not huggingface.ACNBertForSequenceClassification:
+        return f"the model is a {type(model).__name__}; it takes the one for classification"
+    stack = model.blocks
+    if type(stack) is not PostNormStack or stack.alpha != 1 or stack.granularity != "block":
+        return "the wiring is not that of a plain ACN: alpha 1, blocks as layers"
+    if stack.norm is not None or stack.rows is not None:
+        return "the stack has a norm or rows of its own"
+    known = {
+        huggingface.ACNBertForSequenceClassification, huggingface.ACNBertModel, ACNBertEmbeddings,
+        Attention, Mlp, PostNormBlock, PostNormStack,
+        nn.Dropout, nn.Embedding, nn.GELU, nn.LayerNorm, nn.Linear,
+    }  # fmt: skip
+    for name, module in model.named_modules():
+        what = f"{name or 'the model'}, a {type(module).__name__},"
+        if type(module) not in known:
+            return f"{what} is not known to it"
+        if has_hooks(module):
+            return f"{what} has hooks"
+        if isinstance(module, nn.GELU) and module.approximate != "none":
+            return f"{what} approximates"
+        if isinstance(module, nn.LayerNorm) and module.eps != _EPS:
+            return f"{what} has eps {module.eps}"
+    return None

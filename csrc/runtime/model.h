@@ -1,0 +1,32 @@
+// What an engine runs: the layers, and what lies before and after them.
+#pragma once
+
+#include <memory>
+
+#include "acn/runtime/config.h"
+#include "acn/runtime/segment.h"
+#include "acn/runtime/weights.h"
+
+namespace acn {
+
+class Model {
+ public:
+  virtual ~Model() = default;
+
+  // Throws std::invalid_argument unless `input` is a batch that the model takes.
+  virtual void check(const at::Tensor& input) const = 0;
+
+  // x_0 of a batch.
+  virtual State embed(const at::Tensor& input) const = 0;
+
+  // The layers from `begin` to before `end`, which live no longer than the model.
+  virtual std::shared_ptr<const Segment> segment(int64_t begin, int64_t end) const = 0;
+
+  // Logits [B, classes] of the sum y + x.
+  virtual at::Tensor logits(const State& state) const = 0;
+};
+
+std::unique_ptr<const Model> image_model(const Config& config, const Tensors& weights);
+std::unique_ptr<const Model> text_model(const Config& config, const Tensors& weights);
+
+}  // namespace acn

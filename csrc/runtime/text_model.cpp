@@ -1,0 +1,178 @@
+// BERT's post-norm blocks on ATen's operations, with a classifier on the first token of the sum.
+#include <ATen/ops/aminmax.h>
+#include <ATen/ops/embedding.h>
+#include <ATen/ops/layer_norm.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/scaled_dot_product_attention.h>
+
+#include <array>
+
+#include "acn/runtime/errors.h"
+#include "model.h"
+#include "native_segment.h"
+
+namespace acn {
+namespace {
+
+using at::Tensor;
+
+constexpr double kEps = 1e-12;
+
+Tensor normed(const Tensor& x, const LayerNorm& norm) {
+  return at::layer_norm(x, {x.size(-1)}, norm.weight, norm.bias, kEps);
+}
+
+class PostNormBlock {
+ public:
+  PostNormBlock(const Tensors& weights, const std::string& at, int64_t heads)
+      : heads_(heads),
+        qkv_(linear_at(weights, at + "attn.qkv")),
+        proj_(linear_at(weights, at + "attn.proj")),
+        norm1_(norm_at(weights, at + "norm1")),
+        mlp_{linear_at(weights, at + "mlp.fc1"), linear_at(weights, at + "mlp.fc2")},
+        norm2_(norm_at(weights, at + "norm2")) {}
+
+  // norm2(mlp(norm1(attention(x)))): [B, T, D], or [B, 1, D] where the first token alone asks.
+  Tensor run(const Tensor& x, const Tensor& mask, bool first_row) const {
+    const std::vector<Tensor> qkv = first_row ? heads_of_first(x) : heads(qkv_(x), 3);
+    Tensor mixed = at::scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], mask);
+    mixed = mixed.transpose(1, 2).flatten(2);
+    return normed(mlp_(normed(proj_(mixed), norm1_)), norm2_);
+  }
+
+ private:
+  // The first token's query, and the keys and values of all.
+  std::vector<Tensor> heads_of_first(const Tensor& x) const {
+    const int64_t width = x.size(2);
+    const auto part = [&](const Tensor& of, int64_t from, int64_t to, int64_t count) {
+      return heads(at::linear(of, qkv_.weight.slice(0, from, to), qkv_.bias.slice(0, from, to)),
+                   count);
+    };
+    const std::vector<Tensor> rest = part(x, width, 3 * width, 2);
+    return {part(x.narrow(1, 0, 1), 0, width, 1)[0], rest[0], rest[1]};
+  }
+
+  // `count` tensors [B, heads, T, D / heads] that lie beside each other in x.
+  std::vector<Tensor> heads(const Tensor& x, int64_t count) const {
+    std::vector<Tensor> parts;
+    for (const Tensor& one : x.unflatten(-1, {count, heads_, -1}).unbind(2)) {
+      parts.push_back(one.transpose(1, 2));
+    }
+    return parts;
+  }
+
+  int64_t heads_;
+  Linear qkv_;
+  Linear proj_;
+  LayerNorm norm1_;
+  Mlp mlp_;
+  LayerNorm norm2_;
+};
+
+using PostNormBlocks = std::vector<PostNormBlock>;
+
+class TextSegment final : public Segment {
+ public:
+  TextSegment(const PostNormBlocks& blocks, int64_t begin, int64_t end)
+      : blocks_(blocks), begin_(begin), end_(end) {}
+
+  State run(State state, bool closing) const override {
+    for (int64_t i = begin_; i < end_; ++i) {
+      const Tensor term = state.x.narrow(1, 0, 1);  // the head reads no other row
+      if (state.y.defined()) {
+        state.y.add_(term);
+      } else {
+        state.y = term.to(at::kFloat, /*non_blocking=*/false, /*copy=*/true);
+      }
+      const PostNormBlock& block = blocks_[static_cast<size_t>(i)];
+      state.x = block.run(state.x, state.mask, closing && i == end_ - 1).contiguous();
+    }
+    return state;
+  }
+
+ private:
+  const PostNormBlocks& blocks_;
+  int64_t begin_;
+  int64_t end_;
+};
+
+class TextModel final : public Model {
+ public:
+  TextModel(const Config& config, const Tensors& weights)
+      : config_(config),
+        words_(weights.at("bert.embeddings.word.weight")),
+        positions_(weights.at("bert.embeddings.position.weight")),
+        kinds_(weights.at("bert.embeddings.token_type.weight")),
+        norm_(norm_at(weights, "bert.embeddings.norm")),
+        pooler_(linear_at(weights, "bert.pooler")),
+        classifier_(linear_at(weights, "classifier")) {
+    for (int64_t i = 0; i < config.depth; ++i) {
+      blocks_.emplace_back(weights, text("bert.blocks.", i, "."), config.heads);
+    }
+  }
+
+  void check(const Tensor& input) const override {
+    if (input.dim() != 3 || input.size(1) < 2 || input.size(1) > 3 || input.size(2) < 1 ||
+        input.size(2) > config_.positions) {
+      throw std::invalid_argument(text(
+          "tokens has shape ", input.sizes(), "; it takes [batch, 2 or 3, 1 to ",
+          config_.positions, "]: words, mask and, if need be, kinds"));
+    }
+    if (!input.is_cpu() || input.scalar_type() != at::kLong) {
+      throw std::invalid_argument(text("tokens is ", input.scalar_type(), " on ", input.device(),
+                                       "; it takes Long on cpu"));
+    }
+    if (input.size(0) == 0) return;
+    const std::array<const char*, 3> names{"words", "mask", "kinds"};
+    const std::array<int64_t, 3> counts{config_.vocabulary, 2, config_.token_kinds};
+    for (int64_t row = 0; row < input.size(1); ++row) {
+      const auto [least, most] = at::aminmax(input.select(1, row));
+      const auto at = static_cast<size_t>(row);
+      for (const int64_t value : {least.item<int64_t>(), most.item<int64_t>()}) {
+        if (value < 0 || value >= counts[at]) {
+          throw std::invalid_argument(text(names[at], " holds ", value, "; it takes 0 to ",
+                                           counts[at] - 1));
+        }
+      }
+    }
+  }
+
+  State embed(const Tensor& input) const override {
+    const int64_t samples = input.size(0), tokens = input.size(2);
+    Tensor x = at::embedding(words_, input.select(1, 0));
+    x.add_(input.size(1) == 3 ? at::embedding(kinds_, input.select(1, 2)) : kinds_.select(0, 0));
+    x.add_(positions_.narrow(0, 0, tokens));
+    State state;
+    state.x = normed(x, norm_).contiguous();
+    state.mask = input.select(1, 1).ne(0).view({samples, 1, 1, tokens});
+    return state;
+  }
+
+  std::shared_ptr<const Segment> segment(int64_t begin, int64_t end) const override {
+    return std::make_shared<TextSegment>(blocks_, begin, end);
+  }
+
+  Tensor logits(const State& state) const override {
+    Tensor first = state.x.select(1, 0);
+    if (state.y.defined()) first = state.y.select(1, 0).add(first).to(first.scalar_type());
+    return classifier_(pooler_(first).tanh());
+  }
+
+ private:
+  Config config_;
+  Tensor words_;
+  Tensor positions_;
+  Tensor kinds_;
+  LayerNorm norm_;
+  PostNormBlocks blocks_;
+  Linear pooler_;
+  Linear classifier_;
+};
+
+}  // namespace
+
+std::unique_ptr<const Model> text_model(const Config& config, const Tensors& weights) {
+  return std::make_unique<TextModel>(config, weights);
+}
+
+}  // namespace acn
