@@ -164,12 +164,15 @@ def double_weights(out: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.fixture(scope="module")
-def in_double(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("double") / "out"
-    done = run(DOUBLE + MAIN, "train", *COMMAND, "--out", str(out))
+def run_in_double(out: Path, *more: str) -> Path:
+    done = run(DOUBLE + MAIN, "train", *COMMAND, *more, "--out", str(out))
     assert done.returncode == 0, done.stderr
     return out
+
+
+@pytest.fixture(scope="module")
+def in_double(tmp_path_factory) -> Path:
+    return run_in_double(tmp_path_factory.mktemp("double") / "out")
 
 
 def double_model() -> Model:
@@ -180,7 +183,25 @@ def double_model() -> Model:
         torch.set_default_dtype(torch.float32)
 
 
+def final_loss(model: Model, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(model(images), labels)
+
+
+def shared_head_loss(model: Model, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Of two layers: weights 2 k / (L (L + 1)) of the sub-networks k."""
+    first, second = (F.cross_entropy(model(images, depth=k), labels) for k in (1, 2))
+    return first / 3 + second * 2 / 3
+
+
 def test_it_is_the_loop_one_would_write(in_double):
+    assert_same_as_loop(in_double, final_loss)
+
+
+def test_it_is_the_loop_with_the_loss_of_every_sub_network(tmp_path):
+    assert_same_as_loop(run_in_double(tmp_path, "--loss", "shared-head"), shared_head_loss)
+
+
+def assert_same_as_loop(out: Path, loss_of) -> None:
     """The same batches in double precision: AdamW, warm-up and cosine, alpha from 0 to 1."""
     digits, total = load_digits().train, 2 * STEPS_PER_EPOCH
     torch.manual_seed(3)
@@ -195,14 +216,14 @@ def test_it_is_the_loop_one_would_write(in_double):
                 1.0 if step == 0 else (1 + math.cos(math.pi * (step - 1) / (total - 1))) / 2
             )
             model.blocks.alpha = min(1.0, step / total / 0.5)
-            loss = F.cross_entropy(model(digits.images[batch].double()), digits.labels[batch])
+            loss = loss_of(model, digits.images[batch].double(), digits.labels[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
-    for name, got in double_weights(in_double).items():
+    for name, got in double_weights(out).items():
         assert_close(got, model.state_dict()[name], roundings=1e3, among=1.0, name=name)
-    rows = log(in_double)
+    rows = log(out)
     assert [row["step"] for row in rows] == [STEPS_PER_EPOCH, total]
     assert [row["alpha"] for row in rows] == [1.0, 1.0]
     for row, part in zip(rows, (losses[:STEPS_PER_EPOCH], losses[STEPS_PER_EPOCH:]), strict=True):
@@ -304,6 +325,7 @@ def test_bfloat16_by_accelerates_own_switch(tmp_path, monkeypatch):
         (["--data", "digits", "--model", "acn_vit_tiny_patch4_cifar"], "data is 'digits'"),
         (["--batch-size", "2000"], "batch_size is 2000"),
         (["--epochs", "0"], "epochs is 0"),
+        (["--loss", "all"], "loss is 'all'"),
         (["--lr", "nan"], "lr is nan"),
     ],
 )

@@ -20,6 +20,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--alpha", metavar="START:END:FRACTION",
         help="of an ACN, over the first FRACTION of the training: 0:1:0.5; or one number (1)",
     )  # fmt: skip
+    command.add_argument(
+        "--loss", default="final",
+        help="final (default), or shared-head: of every sub-network, for early exit",
+    )  # fmt: skip
     command.add_argument("--epochs", type=int, default=10)
     command.add_argument("--batch-size", type=int, default=64, help="of all processes together")
     command.add_argument("--lr", type=float, default=1e-3)
@@ -44,6 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         depth=arguments.depth,
         wiring=arguments.wiring,
         alpha=None if arguments.alpha is None else AlphaSchedule.parse(arguments.alpha),
+        loss=arguments.loss,
         epochs=arguments.epochs,
         batch_size=arguments.batch_size,
         lr=arguments.lr,

@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from acn_kernels.alpha_schedule import AlphaSchedule
 from acn_kernels.files import written_whole
-from acn_kernels.models import PRESETS, ImageConfig, Model, create
+from acn_kernels.models import PRESETS, ImageClassifier, ImageConfig, Model, create
 from acn_kernels.training.batches import Share, ShuffledBatches, loader
 from acn_kernels.training.checkpoint import (
     CHECKPOINT_FILE,
@@ -22,11 +22,18 @@ from acn_kernels.training.checkpoint import (
     set_random_states,
 )
 from acn_kernels.training.data import ImageData, load_images
+from acn_kernels.training.losses import Loss, SharedHeadLoss, Step, final_loss, rising_weights
 from acn_kernels.training.schedules import warmup_cosine
 
 LOG_FILE = "log.csv"
 MODEL_FOLDER = "model"
 _BAR_STEPS = 20
+
+# What the training minimises, of a model of so many layers.
+LOSSES = {
+    "final": lambda layers: final_loss,
+    "shared-head": lambda layers: SharedHeadLoss(rising_weights(layers)),
+}
 
 # What accelerate's launcher and configuration ask for by these variables, the recipe does not do.
 _PARTED = {
@@ -42,9 +49,10 @@ class Recipe:
     """AdamW, a warm-up over the first epoch (at most a tenth of the steps), then a cosine.
 
     data: what :func:`load_images` takes. model: a preset of :func:`acn_kernels.models.create`.
-    depth: layers, None is the preset's. alpha: of an ACN alone, None is 1 throughout. batch_size:
-    of all processes together. save_every: steps between checkpoints beside those at the end of
-    every epoch; 0 is none.
+    depth: layers, None is the preset's. alpha: of an ACN alone, None is 1 throughout. loss:
+    "final", of the output alone, or "shared-head", for early exit: of every sub-network through
+    the one head, with weights that rise with depth. batch_size: of all processes together.
+    save_every: steps between checkpoints beside those at the end of every epoch; 0 is none.
     """
 
     data: str
@@ -52,6 +60,7 @@ class Recipe:
     depth: int | None = None
     wiring: str = "acn"
     alpha: AlphaSchedule | None = None
+    loss: str = "final"
     epochs: int = 10
     batch_size: int = 64
     lr: float = 1e-3
@@ -69,6 +78,8 @@ class Recipe:
                 raise ValueError(f"{name} is {getattr(self, name)}; it takes a number from 0")
         if self.alpha is not None and self.wiring != "acn":
             raise ValueError(f"alpha is set and wiring is {self.wiring!r}; it goes with 'acn'")
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss is {self.loss!r}; it takes one of {', '.join(LOSSES)}")
         if not isinstance(PRESETS.get(self.model), ImageConfig):
             images = (name for name, config in PRESETS.items() if isinstance(config, ImageConfig))
             raise ValueError(f"model is {self.model!r}; it takes one of {', '.join(images)}")
@@ -138,6 +149,17 @@ def _parted(kind: str) -> ValueError:
     )
 
 
+class _Objective(nn.Module):
+    """The loss of a batch, as one module: DDP and autocast follow what is called."""
+
+    def __init__(self, model: ImageClassifier, loss: Loss) -> None:
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, images: Tensor, labels: Tensor, step: Step) -> Tensor:
+        return self.loss(self.model, images, labels, step)
+
+
 class _Run:
     """Model, optimiser and the place in the training."""
 
@@ -159,7 +181,8 @@ class _Run:
         changes = {} if recipe.depth is None else {"depth": recipe.depth}
         model = create(recipe.model, wiring=recipe.wiring, classes=len(data.classes), **changes)
         self.model = model.to(accelerator.device)
-        self.network = accelerator.prepare_model(self.model)
+        loss = LOSSES[recipe.loss](len(self.model.blocks))
+        self.objective = accelerator.prepare_model(_Objective(self.model, loss))
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), recipe.lr, weight_decay=recipe.weight_decay, fused=True
         )
@@ -185,7 +208,7 @@ class _Run:
         batches = ShuffledBatches(
             len(self.data.train), self.recipe.batch_size, self.recipe.seed, epoch, first, self.share
         )
-        self.network.train()
+        self.objective.train()
         for images, labels in loader(self.data.train, batches, self.share):
             self._update(images.to(self.loss.device), labels.to(self.loss.device))
             bar.update()
@@ -200,14 +223,14 @@ class _Run:
         if self.accelerator.is_main_process:
             self._write_log()
 
-    def _update(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+    def _update(self, images: Tensor, labels: Tensor) -> None:
         factor = warmup_cosine(
             self.step, min(self.steps_per_epoch, self.total_steps // 10), self.total_steps
         )
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.lr * factor
         self._set_alpha()
-        loss = F.cross_entropy(self.network(images), labels)
+        loss = self.objective(images, labels, Step(self.step, self.total_steps))
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
         self.optimizer.step()
