@@ -61,6 +61,11 @@ class Result:
         failed = {name: f"failed: {why}" for name, why in self.raw.get("failed", {}).items()}
         return {**self.raw["missing"], **failed}
 
+    @property
+    def quality(self) -> dict[str, float]:
+        """The accuracy of every way, where they differ in it; else empty."""
+        return self.raw.get("quality", {})
+
     def is_ours(self, way: str) -> bool:
         return way in self.raw.get("ours", ())
 

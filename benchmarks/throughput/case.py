@@ -91,6 +91,7 @@ class Ways:
     entries: dict[str, Entry] = field(default_factory=dict)
     comparisons: list[Comparison] = field(default_factory=list)
     facts: dict[str, object] = field(default_factory=dict)  # what a reader must know beside times
+    quality: dict[str, float] = field(default_factory=dict)  # accuracies, where ways differ in them
 
     def add(self, name: str, call: Way, *, like: str | None = _PEER, **traits: bool) -> None:
         """A peer; its value must equal that of the way ``like``, by default the first one's."""

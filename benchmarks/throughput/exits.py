@@ -124,7 +124,7 @@ def against_fastest_full_depth(
     def build(setting: Setting) -> Ways:
         model, images, exits, early, facts = _exiting(preset, setting, batch, mean_depth)
         plain = PlainLoop(model.blocks, model.blocks.norm)
-        network = nn.Sequential(_Stem(model), plain, _Head(model)).eval()
+        network = nn.Sequential(Stem(model), plain, Head(model)).eval()
         whole = acn.EarlyExit(model, [], 0.0)
         ways = Ways(_words(preset, len(model.blocks), images, exits), facts=facts)
         ways.add(FULL, inference(network, images))
@@ -146,7 +146,9 @@ def against_fastest_full_depth(
     return build
 
 
-class _Stem(nn.Module):
+class Stem(nn.Module):
+    """The model's part before its layers, as a module."""
+
     def __init__(self, model: ImageClassifier) -> None:
         super().__init__()
         self.model = model
@@ -155,7 +157,9 @@ class _Stem(nn.Module):
         return self.model.embed(images)
 
 
-class _Head(_Stem):
+class Head(Stem):
+    """Its part behind them."""
+
     def forward(self, y: Tensor) -> Tensor:
         return self.model.forward_head(y)
 

@@ -129,6 +129,7 @@ def measure(
         "bytes_moved": ways.bytes_moved,
         "flops": flops,
         "facts": ways.facts,
+        "quality": ways.quality,
         "comparisons": [asdict(comparison) for comparison in ways.comparisons],
         "first_call": outcome.facts,
         "seconds": seconds,

@@ -1,0 +1,216 @@
+"""Accuracy against time: early exit of trained models, at every batch size, from the boldest
+threshold to none, beside the fastest form in which their full depth could be deployed.
+
+``python -m benchmarks.throughput.trained --model ACN=FOLDER --model residual=FOLDER --data DIR
+--out DIR``; the folders are those that ``acn-kernels train`` or ``save_pretrained`` wrote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import acn_kernels as acn
+from acn_kernels.inference import exit_threshold, probe_logits
+from acn_kernels.models import ImageClassifier, Model
+from acn_kernels.training.data import load_images
+from benchmarks.throughput.case import FASTEST_PEER, Case, Setting, Way, Ways
+from benchmarks.throughput.exits import (
+    EXITING,
+    FULL,
+    Head,
+    Stem,
+    entropy,
+    first_exit,
+    threshold_for,
+)
+from benchmarks.throughput.inference import inference
+from benchmarks.throughput.networks import PlainLoop, PlainResidual
+from benchmarks.throughput.peers import ahead_of_time, compiled, onnx_runtime
+from benchmarks.throughput.runner import run
+
+BATCHES = (1, 16, 256, 1024)
+DROP = 0.005  # of accuracy: what "equal" may cost
+MEAN_DEPTHS = (1.5, 2, 3, 4, 6, 8, 12)
+_IMAGES = 128  # timed at the least, however small the batch
+_AIM = 1 / 3
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model and the test images: thresholds are chosen on the first half of them,
+    accuracies and times are those of the second."""
+
+    name: str
+    folder: Path
+    data: str
+    device: str
+
+    @cached_property
+    def model(self) -> ImageClassifier:
+        return Model.from_pretrained(self.folder).eval()
+
+    @cached_property
+    def images_and_labels(self) -> tuple[Tensor, Tensor]:
+        config = self.model.config
+        test = load_images(self.data, config.image_size, config.channels).test
+        return test[torch.arange(len(test))]
+
+    @cached_property
+    def logits_and_labels(self) -> tuple[Tensor, Tensor]:
+        """[L+1, N, classes] of all sub-networks, [N]."""
+        images, labels = (t.split(256) for t in self.images_and_labels)
+        model = self.model.to(self.device)
+        logits, labels = probe_logits(
+            model, ((x.to(self.device), y) for x, y in zip(images, labels, strict=True))
+        )
+        return logits.cpu(), labels.cpu()
+
+    def halves(self) -> tuple[slice, slice]:
+        middle = len(self.images_and_labels[1]) // 2
+        return slice(None, middle), slice(middle, None)
+
+    def network(self) -> nn.Module:
+        """The same function in plain PyTorch, for other people's compilers."""
+        loops = {"acn": PlainLoop, "residual": PlainResidual}
+        loop = loops[self.model.config.wiring](self.model.blocks, self.model.blocks.norm)
+        return nn.Sequential(Stem(self.model), loop, Head(self.model)).eval()
+
+
+@dataclass(frozen=True)
+class Point:
+    """A threshold, and what it does to the samples of the second half."""
+
+    threshold: float
+    mean_depth: float
+    accuracy: float
+
+    def __str__(self) -> str:
+        return (
+            f"{EXITING} below {self.threshold:.3g}: {100 * self.accuracy:.1f} %, "
+            f"{self.mean_depth:.1f} layers"
+        )
+
+
+def points(trained: Trained) -> tuple[Point, list[Point]]:
+    """The threshold that costs half a point at most on the first half, and those of the curve."""
+    logits, labels = trained.logits_and_labels
+    known, judged = trained.halves()
+    exits = range(1, len(logits) - 1)
+    certainty = entropy(logits)
+
+    def point(threshold: float) -> Point:
+        depth = first_exit(certainty[:, judged], exits, threshold)
+        chosen = logits[:, judged][depth, torch.arange(len(depth))].argmax(-1)
+        right = (chosen == labels[judged]).double().mean().item()
+        return Point(threshold, depth.double().mean().item(), right)
+
+    equal = point(exit_threshold(logits[:, known], labels[known], exits, DROP))
+    depths = [depth for depth in MEAN_DEPTHS if depth < len(logits) - 1]
+    return equal, [
+        point(threshold_for(certainty[:, known], exits, mean_depth)) for mean_depth in depths
+    ]
+
+
+def curve(trained: Trained, batch: int) -> Callable[[Setting], Ways]:
+    """All of it at one batch size: ``_IMAGES`` images or a batch, in batches of ``batch``."""
+
+    @torch.no_grad()
+    def build(setting: Setting) -> Ways:
+        equal, others = points(trained)
+        model = trained.model.to(**setting.place)
+        _, judged = trained.halves()
+        images = trained.images_and_labels[0][judged][: max(batch, _IMAGES)].to(**setting.place)
+        batches = images.split(batch)
+        layers, exits = len(model.blocks), range(1, len(model.blocks))
+        logits, labels = trained.logits_and_labels
+        full = (logits[-1, judged].argmax(-1) == labels[judged]).double().mean().item()
+        timed = first_exit(entropy(logits[:, judged]), exits, equal.threshold)[: len(images)]
+        ways = Ways(
+            f"{trained.name}, trained, {layers} layers, {len(images)} images in batches of "
+            f"{batch}, exits after every layer, forward",
+            facts={
+                "accuracy at full depth": full,
+                "mean depth of the timed images at equal accuracy": timed.double().mean().item(),
+            },
+        )
+
+        def repeated(call: Way) -> Way:
+            """What all batches take at full depth, which is the same whatever is in them."""
+            return lambda: [call() for _ in batches][-1]
+
+        network, one = trained.network(), batches[0]
+        ways.add(FULL, repeated(inference(network, one)))
+        ways.add(f"{FULL}, compiled", repeated(inference(compiled(network, setting), one)))
+        ways.add(f"{FULL}, AOTInductor", repeated(ahead_of_time(network, one, setting)))
+        ways.add(f"{FULL}, ONNX Runtime", repeated(onnx_runtime(network, one, setting)))
+        whole = acn.EarlyExit(model, [], 0.0)
+        ways.add_ours(f"{EXITING} without exits", repeated(lambda: whole(one).logits))
+        ways.quality = dict.fromkeys(ways.entries, full)
+        for point in (equal, *others):
+            early = acn.EarlyExit(model, exits, point.threshold)
+            ways.add_ours(
+                str(point),
+                lambda early=early: torch.cat([early(part).logits for part in batches]),
+                like=None,
+                same_work=False,
+            )
+            ways.quality[str(point)] = point.accuracy
+        ways.compare(
+            f"within {100 * DROP:g} points of {100 * full:.1f} %", str(equal), FASTEST_PEER, _AIM
+        )
+        ways.compare("the engine at full depth", f"{EXITING} without exits", FASTEST_PEER, 1.0)
+        for point in others:
+            ways.compare(f"at {100 * point.accuracy:.1f} %", str(point), FASTEST_PEER)
+        return ways
+
+    return build
+
+
+def cases(models: dict[str, Path], data: str, device: str, batches: Iterable[int]) -> list[Case]:
+    """One for each model and batch size."""
+    found = []
+    for name, folder in models.items():
+        trained = Trained(name, folder, data, device)
+        for batch in batches:
+            key = f"trained_{name.lower().replace(' ', '_').replace('-', '_')}_b{batch}"
+            found.append(Case(key, curve(trained, batch), rounds=15 if batch < 1000 else 7))
+    return found
+
+
+def _named_folder(text: str) -> tuple[str, Path]:
+    name, _, folder = text.partition("=")
+    if not name or not folder:
+        raise argparse.ArgumentTypeError(f"it is {text!r}; it takes NAME=FOLDER")
+    return name, Path(folder)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.throughput.trained", description=__doc__.partition("\n\n")[0]
+    )
+    parser.add_argument(
+        "--model", type=_named_folder, action="append", required=True, metavar="NAME=FOLDER"
+    )
+    parser.add_argument(
+        "--data", required=True, metavar="DIR", help="as acn-kernels train takes it"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--batch", type=int, action="append", help=f"by default {BATCHES}")
+    parser.add_argument("--device", default="cpu")
+    arguments = parser.parse_args()
+    models, batches = dict(arguments.model), arguments.batch or BATCHES
+    setting = Setting(arguments.device)
+    run(cases(models, arguments.data, arguments.device, batches), arguments.out, setting)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""Accuracy against time of trained models: the points of the curve are what early exit does."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from small_case import TINY
+from torch import nn
+
+import acn_kernels as acn
+from acn_kernels.models import create
+from benchmarks.report import pictures
+from benchmarks.report.results import load
+from benchmarks.throughput.runner import run
+from benchmarks.throughput.trained import Trained, cases, points
+
+pytest.importorskip("sklearn", reason="the images are scikit-learn's digits")
+LAYERS = 3
+
+
+@pytest.fixture(scope="module", params=["acn", "residual"])
+def folder(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    model = create("acn_mixer_digits", depth=LAYERS, wiring=request.param)
+    nn.init.normal_(model.head.weight, std=0.3)
+    model.save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+def test_a_point_is_what_early_exit_does(folder):
+    trained = Trained("some", folder, "digits", "cpu")
+    equal, others = points(trained)
+    images, labels = trained.images_and_labels
+    known, judged = trained.halves()
+    assert len(labels[known]) + len(labels[judged]) == len(labels)
+    for point in (equal, *others):
+        early = acn.EarlyExit(trained.model, range(1, LAYERS), point.threshold)
+        logits, depth = early(images[judged])
+        right = (logits.argmax(-1) == labels[judged]).double().mean().item()
+        assert right == pytest.approx(point.accuracy, abs=2 / len(labels[judged]))
+        assert depth.double().mean().item() == pytest.approx(point.mean_depth, abs=0.02)
+    # Chosen on the first half alone: there it costs half a point at most.
+    early = acn.EarlyExit(trained.model, range(1, LAYERS), equal.threshold)
+    lost = [
+        (labels[known] == network(images[known]).argmax(-1)).double().mean().item()
+        for network in (trained.model, lambda x: early(x).logits)
+    ]
+    assert lost[0] - lost[1] <= 0.005 + 2 / len(labels[known])
+
+
+def test_the_network_for_others_computes_the_same(folder):
+    trained = Trained("some", folder, "digits", "cpu")
+    images = trained.images_and_labels[0][:9]
+    with torch.no_grad():
+        torch.testing.assert_close(trained.network()(images), trained.model(images))
+
+
+def test_files_and_pictures(folder, tmp_path):
+    run(cases({"a-b c": folder}, "digits", "cpu", [1, 200]), tmp_path, TINY)
+    results = load(tmp_path)
+    assert [result.name for result in results] == ["trained_a_b_c_b1", "trained_a_b_c_b200"]
+    for result in results:
+        assert not json.loads((tmp_path / f"{result.name}.json").read_text())["failed"]
+        assert set(result.measured) == set(result.quality)
+        assert all(result.answer(question) for question in result.comparisons)
+    assert len(pictures.draw(results, tmp_path)) == 2
