@@ -13,7 +13,7 @@ import acn_kernels as acn
 from acn_kernels.models import create
 from benchmarks.report import pictures
 from benchmarks.report.results import load
-from benchmarks.throughput.runner import run
+from benchmarks.throughput.runner import Plan, run
 from benchmarks.throughput.trained import Trained, cases, points
 
 pytest.importorskip("sklearn", reason="the images are scikit-learn's digits")
@@ -59,11 +59,12 @@ def test_the_network_for_others_computes_the_same(folder):
 
 
 def test_files_and_pictures(folder, tmp_path):
-    run(cases({"a-b c": folder}, "digits", "cpu", [1, 200]), tmp_path, TINY)
+    chosen = cases({"a-b c": folder}, "digits", "cpu", [1, 200])
+    run(chosen, tmp_path, TINY, Plan(quick=True, ours_only=True))
     results = load(tmp_path)
     assert [result.name for result in results] == ["trained_a_b_c_b1", "trained_a_b_c_b200"]
     for result in results:
         assert not json.loads((tmp_path / f"{result.name}.json").read_text())["failed"]
-        assert set(result.measured) == set(result.quality)
+        assert set(result.measured) <= set(result.quality)
         assert all(result.answer(question) for question in result.comparisons)
     assert len(pictures.draw(results, tmp_path)) == 2

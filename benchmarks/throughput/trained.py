@@ -1,7 +1,7 @@
 """Accuracy against time: early exit of trained models, at every batch size, from the boldest
 threshold to none, beside the fastest form in which their full depth could be deployed.
 
-``python -m benchmarks.throughput.trained --model ACN=FOLDER --model residual=FOLDER --data DIR
+``python -m benchmarks.throughput.trained --model acn=FOLDER --model residual=FOLDER --data DIR
 --out DIR``; the folders are those that ``acn-kernels train`` or ``save_pretrained`` wrote.
 """
 
@@ -127,7 +127,8 @@ def curve(trained: Trained, batch: int) -> Callable[[Setting], Ways]:
         equal, others = points(trained)
         model = trained.model.to(**setting.place)
         _, judged = trained.halves()
-        images = trained.images_and_labels[0][judged][: max(batch, _IMAGES)].to(**setting.place)
+        images = trained.images_and_labels[0][judged][: max(batch, setting.size(_IMAGES, 2))]
+        images = images.to(**setting.place)
         batches = images.split(batch)
         layers, exits = len(model.blocks), range(1, len(model.blocks))
         logits, labels = trained.logits_and_labels
@@ -192,7 +193,7 @@ def _named_folder(text: str) -> tuple[str, Path]:
     return name, Path(folder)
 
 
-def main() -> int:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.throughput.trained", description=__doc__.partition("\n\n")[0]
     )
@@ -205,7 +206,11 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--batch", type=int, action="append", help=f"by default {BATCHES}")
     parser.add_argument("--device", default="cpu")
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    arguments = parser().parse_args()
     models, batches = dict(arguments.model), arguments.batch or BATCHES
     setting = Setting(arguments.device)
     run(cases(models, arguments.data, arguments.device, batches), arguments.out, setting)
