@@ -20,14 +20,11 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
     """With a GPU, ``-m gpu`` takes in every test of the Triton path, which without one is
-    interpreted: those marked so, and those given that backend."""
-    if DEVICE != "cuda" or "not gpu" in config.option.markexpr:
-        return
-    for item in items:
-        callspec = getattr(item, "callspec", None)
-        given = callspec is not None and callspec.params.get("backend") == "triton"
-        if given or item.get_closest_marker("triton"):
-            item.add_marker(pytest.mark.gpu)
+    interpreted."""
+    if DEVICE == "cuda" and "not gpu" not in config.option.markexpr:
+        for item in items:
+            if item.get_closest_marker("triton"):
+                item.add_marker(pytest.mark.gpu)
 
 
 @pytest.fixture

@@ -32,11 +32,19 @@ def _flags(results: Iterable[Result]) -> list[str]:
     return [flag for flag in _FLAGS if any(r.raw.get(flag) for r in found)]
 
 
-def answers(results: Iterable[Result]) -> str:
-    """One row for each question of each case, whichever way it went."""
+def conditions_line(results: Sequence[Result]) -> str:
+    """What the results were measured on, in one line."""
+    return "; ".join(f"{name} {value}" for name, value in conditions(results).items())
+
+
+def answers(results: Iterable[Result], with_target: bool = False) -> str:
+    """One row for each question of each case, whichever way it went; only those
+    ``with_target``, if asked so."""
     rows = []
     for result in results:
         for comparison in result.comparisons:
+            if with_target and comparison.at_most is None:
+                continue
             ratio = result.answer(comparison)
             aim, met = "", ""
             if comparison.at_most is not None:
