@@ -1,38 +1,49 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, as one command, on a machine that installs nothing:
 #
-#   benchmarks/on_gpu.sh OUT [--dry-run] [PIECE ...]
+#   benchmarks/on_gpu.sh OUT [--brief] [--dry-run] [PIECE ...]
 #
-# builds the extension in place, runs `pytest -m gpu`, the kernels under compute-sanitizer and the
-# suites of benchmarks.throughput, and leaves every raw file in OUT, which goes into
-# benchmarks/results/ as it is. PIECE is any of build, tests, sanitizer, kernels, train, infer,
-# exit, gpt9x512, report (default: all, in that order, train and infer until they are done).
-# Each ends within ten minutes and leaves in OUT what it has; a suite that has cases left says so,
-# and the same piece run again goes on where it stopped. --dry-run walks every piece on the CPU
-# with tiny shapes and checks the files. A piece that fails does not keep the next one from
-# running; the exit status tells.
+# leaves every raw file in OUT, which goes into benchmarks/results/ as it is, and all of them in
+# OUT.tar.gz (ARCHIVE names another place) after every piece. PIECE is any of build (unless a
+# current extension is there), tests (`pytest -m gpu`), failed (those of OUT/gpu_tests.xml that
+# failed), sanitizer, kernels, train, infer, exit, gpt9x512, report, or the name of a case such as
+# infer_mlp128. Default: all, train and infer until they are done; each ends within ten minutes and
+# leaves what it has, and run again goes on where it stopped. A piece that fails keeps no other
+# from running; the exit status tells.
+#
+# --brief: everything once within eight minutes, the most valuable first; what comes late has less
+# time. --dry-run: every piece on the CPU with tiny shapes.
+#
+# What fits into --brief, estimated for 16 cores and one H200 (no GPU has run it yet): a build for
+# one architecture 60 s, or none; about 1,360 tests, whose 700 kernels take 0.7 s of a core each to
+# compile and as much again to launch, 80 s; ViT-B 70 s, nearly all of it torch.compile; a
+# max-autotune peer 30 to 60 s, of which there are three (compiled peers that no target names are
+# left out); everything else a few seconds a case.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
 readonly all=(build tests sanitizer kernels train infer exit gpt9x512 report)
-readonly limit=590  # seconds, of a piece
-readonly budget=480 # seconds, after which a suite winds up by itself
+readonly case_name='^(kernel|train|infer|exit|gpt9x512)_[a-z0-9_]+$'
+readonly headline=(train_vit_base infer_mlp128 infer_mixer_cifar_b512 exit_mixer_cifar_mean6 train_mlp128)
 readonly cases_left=3
+readonly archive_limit=$((16 << 20))
 
 usage() {
-  echo "usage: benchmarks/on_gpu.sh OUT [--dry-run] [PIECE ...]; PIECE: ${all[*]}" >&2
+  echo "usage: benchmarks/on_gpu.sh OUT [--brief] [--dry-run] [PIECE ...];" \
+    "PIECE: ${all[*]} failed, or a case" >&2
   exit 2
 }
 
-out="" device=cuda mode=() pieces=()
+out="" device=cuda brief="" mode=() pieces=()
 for argument in "$@"; do
   case "$argument" in
-    --dry-run) device=cpu mode=(--tiny --quick) ;;
+    --dry-run) device=cpu mode+=(--tiny --quick) ;;
+    --brief) brief=yes mode+=(--brief) ;;
     -*) echo "on_gpu.sh: $argument is no option" >&2; usage ;;
     *)
       if [ -z "$out" ]; then
         out=$argument
-      elif [[ " ${all[*]} " == *" $argument "* ]]; then
+      elif [[ " ${all[*]} failed " == *" $argument "* || $argument =~ $case_name ]]; then
         pieces+=("$argument")
       else
         echo "on_gpu.sh: $argument is no piece" >&2
@@ -44,57 +55,143 @@ done
 if [ ${#pieces[@]} -eq 0 ]; then
   pieces=("${all[@]}")
   [ "$device" = cpu ] || pieces=(build tests sanitizer kernels train train train infer infer exit gpt9x512 report)
+  [ -z "$brief" ] || pieces=(build tests "${headline[@]}" kernels gpt9x512 exit infer train sanitizer report)
 fi
 mkdir -p "$out"
+archive=${ARCHIVE:-${out%/}.tar.gz}
 python=${PYTHON:-python3}
 export PYTHONUNBUFFERED=1
 
-build() { timeout "$limit" "$python" setup.py build_ext --inplace; }
+# --- time: the seconds that a piece may take
 
-# Without a GPU the marked tests are only collected.
+readonly brief_total=465 brief_reserve=25 # of that, for the report
+limit_of() {
+  [ -n "$brief" ] || { echo 590; return; }
+  local most left=$((brief_total - brief_reserve - SECONDS))
+  case "$1" in
+    build | tests) most=130 ;;
+    train_vit_base) most=90 ;;
+    train_* | infer_*) most=70 ;;
+    report) most=30 left=30 ;;
+    *) most=45 ;;
+  esac
+  echo $((left < most ? left : most))
+}
+
+# The command with an interrupt at its limit, at which pytest still writes what it has.
+within() {
+  local limit=$1
+  shift
+  timeout --signal=INT --kill-after=10 "$limit" "$@"
+}
+
+# --- the pieces, each given its limit
+
+build() {
+  if "$python" -W ignore -c "
+from acn_kernels import _extension
+there = _extension.has_cuda_kernels() if '$device' == 'cuda' else _extension.module()
+print('extension', _extension.state())
+raise SystemExit(not there)"; then return; fi
+  [ "$device" = cpu ] || export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-$("$python" -c \
+    'import torch; print("{}.{}".format(*torch.cuda.get_device_capability()))')}
+  within "$1" "$python" setup.py build_ext --inplace
+}
+
+# What everything else stands on goes first.
+readonly first_tests=(fork join accumulate_norm bias_gelu linear_stack mixer_stack mixer_exit exit_head)
 tests() {
-  if [ "$device" = cpu ]; then
-    timeout "$limit" "$python" -m pytest -m gpu --collect-only
+  if [ "$device" = cpu ]; then # the marked tests are only collected
+    within "$1" "$python" -m pytest -m gpu --collect-only
   else
-    timeout "$limit" "$python" -m pytest -m gpu --junit-xml="$out/gpu_tests.xml" \
-      -o console_output_style=classic
+    run_tests "$1" "$out/gpu_tests.xml" "${first_tests[@]/#/tests/test_}" tests
+  fi
+}
+run_tests() {
+  local limit=$1 xml=$2 chosen="gpu" parallel=() arguments=()
+  shift 2
+  for argument in "$@"; do
+    [ ! -f "$argument.py" ] || argument+=.py
+    arguments+=("$argument")
+  done
+  [ -z "$brief" ] || chosen="gpu and not slow"
+  if "$python" -c 'import xdist' 2>/dev/null; then
+    parallel=(-n "$(nproc)" --dist loadgroup)
+  fi
+  # A test that hangs then ends its process alone.
+  if "$python" -c 'import pytest_timeout' 2>/dev/null; then
+    parallel+=(--timeout 100 --timeout-method thread)
+  fi
+  within $((limit - 5)) "$python" -m pytest -m "$chosen" "${parallel[@]}" --tb=short \
+    --junit-xml="$xml" -o junit_family=xunit1 -o console_output_style=classic "${arguments[@]}"
+}
+failed() {
+  local names
+  mapfile -t names < <("$python" -m benchmarks.report.gpu_tests "$out/gpu_tests.xml")
+  if [ ${#names[@]} -eq 0 ]; then
+    echo "$out/gpu_tests.xml names no test that failed"
+  elif [ "$device" = cpu ]; then
+    within "$1" "$python" -m pytest -m gpu --collect-only "${names[@]}"
+  else
+    run_tests "$1" "$out/gpu_tests_again.xml" "${names[@]}"
   fi
 }
 
 # Every kernel once, on small inputs, under the checkers for stray accesses and races. Peers and
-# torch.compile are left out: those are other people's kernels.
+# torch.compile are left out: those are other people's kernels. In brief memcheck alone, on the
+# single kernels.
 sanitizer() {
-  local tool suite under tools=(memcheck racecheck)
+  local tool suite under tools=(memcheck racecheck) suites=(kernels smoke)
+  [ -z "$brief" ] || tools=(memcheck) suites=(kernels)
   [ "$device" = cuda ] || tools=(none)
   for tool in "${tools[@]}"; do
     under=()
     [ "$tool" = none ] ||
       under=(compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20)
-    for suite in kernels smoke; do
-      TORCH_COMPILE_DISABLE=1 PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout $((limit / 4)) \
+    for suite in "${suites[@]}"; do
+      TORCH_COMPILE_DISABLE=1 PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+        within $(($1 / ${#tools[@]} / ${#suites[@]})) \
         "${under[@]}" "$python" -m benchmarks.throughput --suite "$suite" --tiny --quick --ours \
         --device "$device" --out "$out/sanitized_$tool" || return
     done
-    "$python" -m benchmarks.throughput.check "$out/sanitized_$tool" --suite kernels smoke || return
+    "$python" -m benchmarks.throughput.check "$out/sanitized_$tool" --suite "${suites[@]}" || return
   done
 }
 
-kernels() { suite kernels; }
-train() { suite train; }
-infer() { suite infer; }
-exit_() { suite exit; }
-gpt9x512() { suite gpt9x512; }
-suite() {
-  local code
-  timeout "$limit" "$python" -m benchmarks.throughput --suite "$1" --device "$device" \
-    --out "$out" --budget "$budget" --resume "${mode[@]}"
+# A suite, or one case of it.
+throughput() {
+  local limit=$1 suite=$2 code
+  shift 2
+  within "$limit" "$python" -m benchmarks.throughput --suite "$suite" "$@" --device "$device" \
+    --out "$out" --budget $((limit * 8 / 10)) --resume "${mode[@]}"
   code=$?
   [ $code -eq $cases_left ] && return 0 # said above; not a failure
   [ $code -eq 0 ] || return $code
-  "$python" -m benchmarks.throughput.check "$out" --suite "$1"
+  "$python" -m benchmarks.throughput.check "$out" --suite "$suite" "$@"
 }
 
-report() { timeout "$limit" "$python" -m benchmarks.report "$out"; }
+report() {
+  within "$1" "$python" -m benchmarks.report "$out" >"$out/report.txt" || tail -n 3 "$out/report.txt"
+  "$python" -m benchmarks.report.summary "$out"
+}
+
+run_piece() {
+  case "$1" in
+    build | tests | failed | sanitizer | report) "$1" "$2" ;;
+    *_*) throughput "$2" all --case "$1" ;;
+    *) throughput "$2" "$1" ;;
+  esac
+}
+
+pack() {
+  local folder name
+  folder=$(dirname "$out") name=$(basename "$out")
+  tar -C "$folder" -czf "$archive" "$name"
+  if [ "$(stat -c %s "$archive")" -gt $archive_limit ]; then
+    echo "the logs do not fit into $archive"
+    tar -C "$folder" --exclude='*.log' -czf "$archive" "$name"
+  fi
+}
 
 {
   date -u +%FT%TZ
@@ -105,13 +202,17 @@ report() { timeout "$limit" "$python" -m benchmarks.report "$out"; }
 status=0
 for piece in "${pieces[@]}"; do
   echo "== $piece"
-  started=$SECONDS
-  function=$piece
-  [ "$piece" != exit ] || function=exit_
-  "$function" 2>&1 | tee -a "$out/$piece.log"
+  started=$SECONDS limit=$(limit_of "$piece")
+  if [ "$limit" -lt 15 ]; then
+    echo "== $piece: no time was left" | tee -a "$out/pieces.txt"
+    status=1
+    continue
+  fi
+  run_piece "$piece" "$limit" 2>&1 | tee -a "$out/$piece.log"
   code=${PIPESTATUS[0]}
   echo "== $piece: exit $code after $((SECONDS - started)) s" | tee -a "$out/pieces.txt"
   [ "$code" -eq 0 ] || status=1
+  pack
 done
-echo "to carry it: tar -C '$(dirname "$out")' -czf '$out.tar.gz' '$(basename "$out")'"
+echo "all of it is in $archive"
 exit $status

@@ -5,12 +5,15 @@ tests/test_passes.py counts them, traffic of the whole-stack kernels as acn_kern
 them to) and divided by ceilings, which are assumptions unless given; a run's files hold measured
 ones. Launches, tails and caches between kernels are left out, so that this is an upper bound of
 what may be expected, and a place to start when a measurement differs.
+``python -m benchmarks.report DIR`` sets what a run measured beside it.
 """
 
 from __future__ import annotations
 
 import argparse
 from typing import NamedTuple
+
+from benchmarks.throughput import exits, inference, steps
 
 
 class Ceilings(NamedTuple):
@@ -22,12 +25,28 @@ class Ceilings(NamedTuple):
     scalar: float = 2.9e13  # fp32 instructions: 132 multiprocessors of 128 lanes at 1.7 GHz
 
 
+class Measured(NamedTuple):
+    """Where a run holds what is predicted: the case, and the two of its ways."""
+
+    case: str
+    way: str
+    against: str
+    of: str = "time"  # or "kept", as in Comparison
+
+
 class Prediction(NamedTuple):
+    """ratio: how many times faster; where the target is "at most" something, the share itself."""
+
     workload: str
     peer: str
     target: str
     ratio: float
     why: str
+    measured: Measured
+
+    @property
+    def at_most(self) -> bool:
+        return self.target.endswith("at most")
 
 
 BF16 = 2
@@ -48,17 +67,24 @@ def vit_step(top: Ceilings) -> list[Prediction]:
     ours, pooled = step(13, 24), step(12, 23) - dead
     eager, naive = step(18, 37), step(14, 28)
     shape = "ViT-B/16, batch 256, step"
+
+    def of(way: str, against: str) -> Measured:
+        return Measured("train_vit_base", way, against)
+
     return [
         Prediction(f"{shape}, rows first", "residual, eager", "1.26", eager / pooled,
-                   "passes 12 + 23 against 18 + 37; dead rows of one block in twelve"),
+                   "passes 12 + 23 against 18 + 37; dead rows of one block in twelve",
+                   of(steps.FIRST_ROW, f"{steps.RESIDUAL}, rows first")),
         Prediction(f"{shape}, rows first", "naive ACN, compiled", "1.20", naive / pooled,
-                   "passes 12 + 23 against 14 + 28; dead rows"),
+                   "passes 12 + 23 against 14 + 28; dead rows",
+                   of(steps.FIRST_ROW, f"{steps.NAIVE_FIRST}, compiled")),
         Prediction(f"{shape}, all rows", "residual, eager", "1.11", eager / ours,
-                   "passes 13 + 24 against 18 + 37"),
+                   "passes 13 + 24 against 18 + 37", of(steps.FUSED, steps.RESIDUAL)),
         Prediction(f"{shape}, all rows", "naive ACN, compiled", "1.04", naive / ours,
-                   "passes 13 + 24 against 14 + 28"),
+                   "passes 13 + 24 against 14 + 28", of(steps.FUSED, f"{steps.NAIVE}, compiled")),
         Prediction(f"{shape}, cost of y", "the same without y", "1.01 at most",
-                   ours / (ours - 2 * one_pass), "two passes, one in join and one in fork"),
+                   ours / (ours - 2 * one_pass), "two passes, one in join and one in fork",
+                   of(steps.FUSED, steps.WITHOUT_Y)),
     ]  # fmt: skip
 
 
@@ -78,9 +104,11 @@ def linear_stack(top: Ceilings) -> list[Prediction]:
     words = "weights from L2, exact GELU in scalar instructions"
     return [
         Prediction("Linear + GELU, 16 layers, D 128, forward", "compiled, max-autotune", "5",
-                   peer / forward, words),
+                   peer / forward, words,
+                   Measured("infer_mlp128", inference.FUSED, inference.TUNED)),
         Prediction("Linear + GELU, 16 layers, D 128, step", "compiled, max-autotune", "2",
-                   peer_step / (kept + backward + gradients), "z, dz and x of every layer move"),
+                   peer_step / (kept + backward + gradients), "z, dz and x of every layer move",
+                   Measured("train_mlp128", steps.FUSED, f"{steps.NAIVE}, max-autotune")),
     ]  # fmt: skip
 
 
@@ -101,9 +129,11 @@ def mixer(top: Ceilings) -> list[Prediction]:
     eager = products + depth * (6 + 2 * 4 + 2 * 2) * one_pass
     return [
         Prediction("CIFAR Mixer, forward, batch 512", "eager, CUDA graphs", "3", eager / whole,
-                   "each sample reads every weight from L2"),
+                   "each sample reads every weight from L2",
+                   Measured("infer_mixer_cifar_b512", inference.FUSED, inference.GRAPHED)),
         Prediction("the same, mean depth 6 of 16", "full depth, one kernel", "2.4", 16 / 6,
-                   "less the heads at the exits and the tail of the queue"),
+                   "less the heads at the exits and the tail of the queue",
+                   Measured("exit_mixer_cifar_mean6", exits.EXITING, exits.FULL)),
     ]  # fmt: skip
 
 
@@ -115,9 +145,11 @@ def kept_memory(top: Ceilings) -> list[Prediction]:
     shape, peer = "ViT-B/16, activations kept", "residual, eager"
     return [
         Prediction(shape, peer, "0.65 at most", ours / residual,
-                   "the stream goes, the outputs stay"),
+                   "the stream goes, the outputs stay",
+                   Measured("train_vit_base", steps.FUSED, steps.RESIDUAL, "kept")),
         Prediction(f'{shape}, checkpoint="elementwise"', peer, "0.65 at most", again / residual,
-                   "norms and GELU made again: about 8 passes a layer more"),
+                   "norms and GELU made again: about 8 passes a layer more",
+                   Measured("train_vit_base", steps.LEAN, steps.RESIDUAL, "kept")),
     ]  # fmt: skip
 
 

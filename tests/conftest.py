@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 
 import pytest
 import torch
@@ -18,11 +19,11 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """With a GPU, ``-m gpu`` takes in every test that was given the Triton path."""
-    if DEVICE == "cuda" and config.option.markexpr == "gpu":
+    """With a GPU, ``-m gpu`` takes in every test of the Triton path, which without one is
+    interpreted."""
+    if DEVICE == "cuda" and "not gpu" not in config.option.markexpr:
         for item in items:
-            callspec = getattr(item, "callspec", None)
-            if callspec is not None and callspec.params.get("backend") == "triton":
+            if item.get_closest_marker("triton"):
                 item.add_marker(pytest.mark.gpu)
 
 
@@ -61,6 +62,20 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def working_device():
+    """After an illegal access no call of CUDA works in a process any more, and every test after
+    the one to blame would fail. A worker of pytest-xdist ends then: another takes its place."""
+    yield
+    if DEVICE != "cuda" or "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        print(f"the device is lost: {error}", file=sys.__stderr__, flush=True)
+        os._exit(1)
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,8 @@ _AVAILABLE = dispatch.availability()
 
 def _backend(name: str):
     runs, reason = _AVAILABLE[name]
-    return pytest.param(name, marks=pytest.mark.skipif(not runs, reason=f"{name}: {reason}"))
+    marks = [pytest.mark.skipif(not runs, reason=f"{name}: {reason}")]
+    return pytest.param(name, marks=marks + [pytest.mark.triton] * (name == "triton"))
 
 
 TORCH, TRITON, NATIVE = map(_backend, ("torch", "triton", "native"))

@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+import torch
 
 triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
@@ -225,6 +226,7 @@ def test_case_names_are_unique():
 def test_the_interpreter_is_refused_in_words():
     code = """
 import pytest
+import torch
 from acn_kernels.kernels import aot
 from test_aot import NORM
 for call in (aot.registered_cases, lambda: aot.compile_case(NORM, "sm_90")):
@@ -238,3 +240,35 @@ for call in (aot.registered_cases, lambda: aot.compile_case(NORM, "sm_90")):
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def smallest_launches():
+    """Of stacks with one layer of one row or one sample: integers that are 1 become constants,
+    which have no methods of a tensor."""
+    from acn_kernels.kernels.linear_stack import linear_stack
+    from acn_kernels.kernels.linear_stack_backward import linear_stack_backward
+    from acn_kernels.kernels.mixer_stack import mixer_stack
+    from acn_kernels.kernels.recorder import launches_of
+
+    def empty(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=torch.bfloat16, device="meta")
+
+    x, weight, bias, scales = empty(1, 16), empty(1, 16, 16), empty(1, 16), empty(2)
+    kept, sample = empty(1, 1, 16), empty(1, 16, 16)
+    norm = (empty(16), empty(16), 1e-5, "layer")
+    shapes = [(16,), (16,), (16, 16), (16,), (16, 16), (16,)] * 2
+    parameters = [empty(1, *shape) for shape in shapes]
+    mixer = (mixer_stack, sample, parameters, scales, *norm[:2], 1e-5, *norm[2:], True, True)
+    return [
+        *launches_of(linear_stack, x, weight, bias, scales, *norm, "gelu", True, True, x.dtype),
+        *launches_of(linear_stack_backward, x, x, weight, bias, scales, kept, "gelu", True),
+        *launches_of(*mixer),
+    ]  # fmt: skip
+
+
+def test_a_single_row_of_a_single_layer_compiles():
+    launches = smallest_launches()
+    assert len(launches) == 3
+    for launch in launches:
+        cost = aot.compile_case(aot.case_of(launch.kernel.__name__, launch), "sm_90")
+        assert cost.registers > 0

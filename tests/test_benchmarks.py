@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -335,28 +332,3 @@ def test_the_command_runs_named_cases(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", [*arguments, "--case", "kernel_copies"])
     assert command.main() == 2
     assert "no case kernel_copies; the suite has kernel_copy" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("arguments", [[], ["--dry"], ["{out}", "everything"]])
-def test_on_gpu_refuses_what_it_does_not_know(tmp_path, arguments):
-    arguments = [argument.format(out=tmp_path) for argument in arguments]
-    script = ["bash", str(ROOT / "benchmarks/on_gpu.sh"), *arguments]
-    done = subprocess.run(script, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "usage: benchmarks/on_gpu.sh OUT [--dry-run] [PIECE ...]" in done.stderr
-
-
-@pytest.mark.slow
-def test_a_dry_run_leaves_checked_files(tmp_path):
-    """Two pieces of it; all of them take minutes."""
-    environment = {**os.environ, "PYTHON": sys.executable, "TRITON_INTERPRET": "0"}
-    script = ["bash", str(ROOT / "benchmarks/on_gpu.sh"), str(tmp_path), "--dry-run"]
-    done = subprocess.run(
-        [*script, "kernels", "report"], capture_output=True, text=True, env=environment
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert problems(SUITES["kernels"], tmp_path) == []
-    assert (tmp_path / "report.md").read_text().startswith("# Throughput")
-    assert done.stdout.splitlines()[-1].startswith("to carry it: tar ")
-    pieces = (tmp_path / "pieces.txt").read_text().splitlines()
-    assert [line.split()[1] for line in pieces] == ["kernels:", "report:"]

@@ -174,6 +174,7 @@ def test_entropy_against_its_definition():
 
 
 @pytest.mark.gpu
+@pytest.mark.xdist_group("much memory")
 @pytest.mark.parametrize("backend", [TRITON])
 def test_more_elements_than_an_int32_counts(backend):
     x = torch.randn(2, 3, 8, device=device_of(backend), dtype=torch.bfloat16)

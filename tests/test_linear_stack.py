@@ -15,7 +15,7 @@ from acn_kernels import FusedACNStack, NormSpec, dispatch, explain, functional, 
 from acn_kernels.whole_stack import WholeStack, whole_stack_of
 
 RUNS, WHY_NOT = dispatch.availability()["triton"]
-pytestmark = pytest.mark.skipif(not RUNS, reason=f"triton: {WHY_NOT}")
+pytestmark = [pytest.mark.triton, pytest.mark.skipif(not RUNS, reason=f"triton: {WHY_NOT}")]
 BACKEND = "triton"
 DEVICE = device_of(BACKEND)
 ACTIVATIONS = {
@@ -110,6 +110,7 @@ def test_bfloat16(activation, width):
 
 
 @pytest.mark.gpu
+@pytest.mark.xdist_group("much memory")
 def test_past_two_to_the_31():
     """The kept tensor of 16 layers has more than 2^31 elements: the last rows are right too."""
     rows, width, depth = 1_100_000, 128, 16

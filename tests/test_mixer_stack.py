@@ -15,7 +15,7 @@ from acn_kernels.functional import MixerParameters, obstacle_to_mixer_stack
 from acn_kernels.whole_stack import whole_stack_of
 
 triton_runs, why_not = dispatch.availability()["triton"]
-pytestmark = pytest.mark.skipif(not triton_runs, reason=why_not)
+pytestmark = [pytest.mark.triton, pytest.mark.skipif(not triton_runs, reason=why_not)]
 SMALL = {"tokens": 4, "width": 16, "hidden": (8, 16)}
 
 

@@ -207,6 +207,7 @@ def test_zero_scales_give_the_last_layer(backend):
 
 
 @pytest.mark.gpu
+@pytest.mark.xdist_group("much memory")
 @pytest.mark.parametrize("rows", [None, "first"], ids=["all", "first"])
 def test_more_than_2_31_elements(rows):
     """64-bit offsets: the last rows of a huge tensor equal the same rows on their own."""

@@ -22,6 +22,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 from triton.runtime.jit import JITFunction
 
+from acn_kernels.kernels.recorder import Launch
+
 CAPABILITIES = {"sm_80": 80, "sm_90": 90, "sm_100": 100}
 TARGETS = tuple(CAPABILITIES)
 
@@ -105,24 +107,26 @@ def registered_cases() -> list[KernelCase]:
         raise RuntimeError(_interpreted("kernels"))
     from acn_kernels.kernels.cases import registered_launches
 
-    cases = []
-    for name, (launch, tensor_cores, max_shared_bytes) in registered_launches().items():
-        signature, constexprs, divisible = launch.specialised()
-        cases.append(
-            KernelCase(
-                name,
-                launch.kernel,
-                signature,
-                constexprs,
-                launch.num_warps,
-                maxnreg=launch.maxnreg,
-                num_stages=launch.num_stages,
-                max_shared_bytes=max_shared_bytes,
-                tensor_cores=tensor_cores,
-                divisible=divisible,
-            )
-        )
-    return cases
+    return [
+        case_of(name, launch, tensor_cores=tensor_cores, max_shared_bytes=max_shared_bytes)
+        for name, (launch, tensor_cores, max_shared_bytes) in registered_launches().items()
+    ]
+
+
+def case_of(name: str, launch: Launch, **bounds) -> KernelCase:
+    """The kernel as ``launch`` would have it compiled; ``bounds`` are fields of KernelCase."""
+    signature, constexprs, divisible = launch.specialised()
+    return KernelCase(
+        name,
+        launch.kernel,
+        signature,
+        constexprs,
+        launch.num_warps,
+        maxnreg=launch.maxnreg,
+        num_stages=launch.num_stages,
+        divisible=divisible,
+        **bounds,
+    )
 
 
 def compile_case(case: KernelCase, target: str) -> CompiledCost:

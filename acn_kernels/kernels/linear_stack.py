@@ -68,7 +68,7 @@ def linear_stack_kernel(
         if PADDED:
             x = tl.where(in_row[None, :], x, 0.0)  # NaN or inf times the weights' zeros
         if KEEP:
-            kept_row = kept_ptr + (i * rows.to(tl.int64) + start) * TILE_WIDTH
+            kept_row = kept_ptr + (i * tl.cast(rows, tl.int64) + start) * TILE_WIDTH
             kept = x if ACTIVATION == "relu" else z
             tl.store(kept_row + kept_at, kept, mask=valid[:, None])
         term = x.to(tl.float32)

@@ -49,7 +49,7 @@ def linear_stack_backward_kernel(
     dx = tl.zeros([TILE_ROWS, TILE_WIDTH], dtype=tl.float32)
     for back in range(depth):
         i = depth - 1 - back
-        first = (i * rows.to(tl.int64) + start) * TILE_WIDTH
+        first = (i * tl.cast(rows, tl.int64) + start) * TILE_WIDTH
         scale = 1.0
         if HAS_SCALES:
             scale = tl.load(scale_ptr + i + 1).to(tl.float32)

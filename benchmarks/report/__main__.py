@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from acn_kernels.files import written_whole
-from benchmarks.report import pictures, readme, tables
+from benchmarks.report import pictures, predictions, readme, tables
 from benchmarks.report.results import load
 
 
@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     arguments = parser().parse_args()
     results = load(arguments.folder)
-    text = tables.report(results)
+    text = tables.report(results, predictions.beside_measured(results))
     print(text)
     with written_whole(arguments.folder / "report.md") as path:
         path.write_text(text)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from acn_kernels.files import written_whole
-from benchmarks.report.results import Result, conditions
-from benchmarks.report.tables import ratio_text, seconds_text, table
+from benchmarks.report.results import Result
+from benchmarks.report.tables import conditions_line, ratio_text, seconds_text, table
 from benchmarks.throughput.case import Comparison
 
 END = "<!-- end of figures -->"
@@ -36,7 +36,7 @@ def rewrite(readme: Path, folder: Path, results: Sequence[Result]) -> None:
 
 def figures(results: Sequence[Result]) -> str:
     """A line on the conditions and a row for each question, won or lost."""
-    facts = "; ".join(f"{name} {value}" for name, value in conditions(results).items())
+    facts = conditions_line(results)
     rounds = sorted({result.rounds for result in results})
     rows = []
     for result in results:

@@ -6,29 +6,45 @@ from collections.abc import Iterable, Sequence
 
 from benchmarks.report.results import Result, Spread, conditions
 
+_FLAGS = {
+    "tiny": "its times mean nothing",
+    "quick": "its times mean nothing",
+    "brief": "few rounds, and compiled ways only where a target names them",
+}
 _NONE = "-"  # in the place of a figure that was not measured
 
 
-def report(results: Sequence[Result]) -> str:
-    """Everything: the conditions, the answers to all questions, then every case in full."""
+def report(results: Sequence[Result], predicted: str | None = None) -> str:
+    """Everything: the conditions, the answers to all questions, what was ``predicted`` (a table),
+    then every case in full."""
     facts = [f"- {name}: {value}" for name, value in conditions(results).items()]
     parts = ["# Throughput", "\n".join(facts)]
-    warnings = [f"**{flag} run: its times mean nothing.**" for flag in _flags(results)]
-    parts += [*warnings, "## Answers", answers(results), "## Cases"]
+    warnings = [f"**{flag} run: {_FLAGS[flag]}.**" for flag in _flags(results)]
+    parts += [*warnings, "## Answers", answers(results)]
+    parts += ["## Predictions", predicted] if predicted else []
+    parts += ["## Cases"]
     parts += [case(result) for result in results]
     return "\n\n".join(parts) + "\n"
 
 
 def _flags(results: Iterable[Result]) -> list[str]:
     found = list(results)
-    return [flag for flag in ("tiny", "quick") if any(r.raw.get(flag) for r in found)]
+    return [flag for flag in _FLAGS if any(r.raw.get(flag) for r in found)]
 
 
-def answers(results: Iterable[Result]) -> str:
-    """One row for each question of each case, whichever way it went."""
+def conditions_line(results: Sequence[Result]) -> str:
+    """What the results were measured on, in one line."""
+    return "; ".join(f"{name} {value}" for name, value in conditions(results).items())
+
+
+def answers(results: Iterable[Result], with_target: bool = False) -> str:
+    """One row for each question of each case, whichever way it went; only those
+    ``with_target``, if asked so."""
     rows = []
     for result in results:
         for comparison in result.comparisons:
+            if with_target and comparison.at_most is None:
+                continue
             ratio = result.answer(comparison)
             aim, met = "", ""
             if comparison.at_most is not None:

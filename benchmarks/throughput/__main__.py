@@ -28,6 +28,10 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--tiny", action="store_true", help="shrunken shapes: does it all run?")
     parser.add_argument("--quick", action="store_true", help="3 rounds of each case")
     parser.add_argument(
+        "--brief", action="store_true",
+        help="9 rounds of each case; nothing is compiled but what a target is set for or against",
+    )  # fmt: skip
+    parser.add_argument(
         "--budget", type=float, metavar="SECONDS",
         help=f"begin no case that would end later; exits with {CASES_LEFT} where some are left",
     )  # fmt: skip
@@ -50,7 +54,9 @@ def main() -> int:
             print(f"no case {', '.join(unknown)}; the suite has {', '.join(known)}")
             return 2
         cases = [case for case in cases if case.name in arguments.case]
-    plan = Plan(arguments.quick, arguments.budget, arguments.resume, arguments.ours)
+    plan = Plan(
+        arguments.quick, arguments.budget, arguments.resume, arguments.ours, arguments.brief
+    )
     setting = Setting(arguments.device, arguments.tiny)
     with tempfile.TemporaryDirectory() as cache:
         # An empty cache, so that first calls show what compiling takes and not what is left of it.

@@ -61,8 +61,11 @@ def main() -> int:
     )
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("--suite", choices=SUITES, nargs="+", default=["all"])
+    parser.add_argument("--case", action="append", metavar="NAME", help="only cases so named")
     arguments = parser.parse_args()
     cases = {case.name: case for suite in arguments.suite for case in SUITES[suite]}
+    if arguments.case:
+        cases = {name: cases[name] for name in arguments.case}
     found = problems(cases.values(), arguments.folder)
     print("\n".join(found) or f"{len(cases)} cases, every way measured or missing for a reason")
     return int(bool(found))

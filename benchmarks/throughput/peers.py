@@ -8,7 +8,8 @@ import importlib.util
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -19,6 +20,24 @@ from torch.utils import cpp_extension
 from benchmarks.throughput.case import Missing, Setting, Way
 
 _WITH_CUDA_GRAPHS = ("max-autotune", "reduce-overhead")
+_left_out: str | None = None
+
+
+@contextmanager
+def without_compilers(why: str | None) -> Iterator[None]:
+    """Inside, ways that have yet to be compiled are Missing because of ``why`` (None: they
+    are not)."""
+    global _left_out
+    before, _left_out = _left_out, why
+    try:
+        yield
+    finally:
+        _left_out = before
+
+
+def _require_leave_to_compile() -> None:
+    if _left_out is not None:
+        raise Missing(_left_out)
 
 
 def lazily(make: Callable[[], Callable]) -> Callable:
@@ -50,6 +69,7 @@ def compiled(function: Callable, setting: Setting, mode: str = "default") -> Cal
     """
 
     def make() -> Callable:
+        _require_leave_to_compile()
         if os.environ.get("TORCH_COMPILE_DISABLE") == "1":
             raise Missing("torch.compile is switched off by TORCH_COMPILE_DISABLE")
         if not setting.on_gpu and mode in _WITH_CUDA_GRAPHS:
@@ -110,6 +130,7 @@ def ahead_of_time(network: nn.Module, x: Tensor, setting: Setting) -> Way:
 
     @torch.no_grad()
     def make() -> Way:
+        _require_leave_to_compile()
         exported = torch.export.export(network, (x,))
         if setting.tiny and not setting.on_gpu:
             runner = exported.module()
@@ -130,6 +151,7 @@ def onnx_runtime(network: nn.Module, x: Tensor, setting: Setting) -> Way:
 
     @torch.no_grad()
     def make() -> Way:
+        _require_leave_to_compile()
         runtime = imported("onnxruntime")
         imported("onnxscript")
         provider = "CUDAExecutionProvider" if setting.on_gpu else "CPUExecutionProvider"

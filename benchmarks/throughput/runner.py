@@ -23,12 +23,15 @@ from benchmarks.throughput.measures import (
     relative_error,
     release,
 )
+from benchmarks.throughput.peers import without_compilers
 
 QUICK_ROUNDS = 3
+BRIEF_ROUNDS = 9
 _LEAST_ROUNDS = 5
 _LONGEST_ERROR = 2000
 SHORTEST_SAMPLE = 0.03  # seconds, on a CPU
 _OUT_OF_TIME = "no time was left in this run (--budget)"
+_NOT_IN_BRIEF = "compiled ways that no target names are left out of a brief run"
 _SHARE_TO_START = 0.6  # of a budget: past it no further case is begun
 
 
@@ -36,12 +39,18 @@ _SHARE_TO_START = 0.6  # of a budget: past it no further case is begun
 class Plan:
     """How much is measured. budget: seconds for the whole run (None: no bound); cases that it
     leaves out are named. resume: keep the files in ``out`` that this code finished on this
-    device. ours_only: no peers but the first of each case."""
+    device. ours_only: no peers but the first of each case. brief: few rounds, and nothing is
+    compiled but what a target is set for or against."""
 
     quick: bool = False
     budget: float | None = None
     resume: bool = False
     ours_only: bool = False
+    brief: bool = False
+
+    def rounds(self, usual: int) -> int:
+        most = QUICK_ROUNDS if self.quick else BRIEF_ROUNDS if self.brief else usual
+        return min(usual, most)
 
 
 class Clock:
@@ -70,7 +79,7 @@ def run(cases: Iterable[Case], out: Path, setting: Setting, plan: Plan = Plan())
     clock, machine, limits, left = Clock(plan.budget), environment(), None, []
     for case in cases:
         file = out / f"{case.name}.json"
-        if plan.resume and _finished(file, machine, setting):
+        if plan.resume and _finished(file, machine, setting, plan):
             print(f"{case.name}: kept as it is", flush=True)
             continue
         if clock.spent(_SHARE_TO_START):
@@ -107,8 +116,10 @@ def measure(
         outcome.failed["building the case"] = _told(error)
     entries = _chosen(ways, plan)
     outcome.values = dict.fromkeys(entry.like for entry in entries.values())
+    aimed_at = _aimed_at(ways)
     for name, entry in entries.items():
-        outcome.first(name, entry, setting, clock)
+        with without_compilers(_NOT_IN_BRIEF if plan.brief and name not in aimed_at else None):
+            outcome.first(name, entry, setting, clock)
     flops = outcome.flops(ways, setting)
     what = ways.what
     seconds = outcome.time(entries, case, setting, plan, clock)
@@ -119,6 +130,7 @@ def measure(
         "dtype": str(setting.dtype),
         "tiny": setting.tiny,
         "quick": plan.quick,
+        "brief": plan.brief,
         "single_kernel": case.single_kernel,
         "peer": next(iter(entries), None),
         "ways": list(entries),
@@ -195,7 +207,7 @@ class Outcome:
         if not calls:
             return {}
         before = cache_flush(setting) if case.single_kernel else None
-        rounds = QUICK_ROUNDS if plan.quick else case.rounds
+        rounds = plan.rounds(case.rounds)
         if clock.budget is not None:
             trial = interleaved_seconds(calls, 1, setting.device)
             rounds = clock.rounds_within(rounds, sum(samples[0] for samples in trial.values()))
@@ -242,8 +254,15 @@ def _chosen(ways: Ways, plan: Plan) -> dict[str, Entry]:
     }
 
 
-def _finished(file: Path, machine: dict, setting: Setting) -> bool:
-    """Whether an earlier run measured all of the case, on the same code and device."""
+def _aimed_at(ways: Ways) -> set[str]:
+    """The ways that a target is set for or against."""
+    aims = [c for c in ways.comparisons if c.at_most is not None]
+    return {name for aim in aims for name in (aim.way, aim.against)}
+
+
+def _finished(file: Path, machine: dict, setting: Setting, plan: Plan) -> bool:
+    """Whether an earlier run measured all of the case, on the same code and device; a brief one
+    did so for another brief one alone."""
     try:
         result = json.loads(file.read_text())
     except (OSError, ValueError):
@@ -253,6 +272,7 @@ def _finished(file: Path, machine: dict, setting: Setting) -> bool:
         all(result["environment"].get(key) == machine[key] for key in same)
         and (result["device"], result["tiny"]) == (setting.device, setting.tiny)
         and _OUT_OF_TIME not in result["missing"].values()
+        and (plan.brief or not result.get("brief"))
     )
 
 
