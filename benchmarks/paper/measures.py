@@ -16,8 +16,8 @@ from acn_kernels.training.digits import Split
 from acn_kernels.training.losses import BranchLoss
 from benchmarks.paper.data import Prepared
 from benchmarks.paper.networks import build, one_input
-from benchmarks.paper.spec import Metrics, Training
-from benchmarks.paper.trained import Trained, accuracy_by_depth, batches
+from benchmarks.paper.spec import Metrics, Plan, Training
+from benchmarks.paper.trained import Context, Trained, accuracy_by_depth, batches
 
 CUTOFF_DROP = 0.01  # a point of accuracy
 _PROBED = 1000  # samples that linear probes are fitted on
@@ -41,6 +41,12 @@ def depth_profile(model, data: Split) -> Metrics:
         "depth_used": cutoff / layers,
         "effective_depth": analysis.effective_depth(accuracy).item() / layers,
     }
+
+
+def profile(context: Context, plan: Plan, network: str) -> Metrics:
+    """The depth profile of one of a plan's networks: what many experiments measure."""
+    training = plan.trainings[network]
+    return depth_profile(context.trained(training).model, context.data(training.data).test)
 
 
 def linear_probes(model, data: Prepared) -> list[float]:

@@ -70,6 +70,12 @@ def training(
     return Training(data or own[preset], name, pairs, recipe, loss, track=track)
 
 
+def twins(preset: str, epochs: dict[str, dict[str, int]], **options: Any) -> dict[str, Training]:
+    """The "residual" network and the "ACN"; ``epochs``: of each by preset, ``options`` as above."""
+    wirings = {"residual": "residual", "ACN": "acn"}
+    return {name: training(preset, wirings[name], epochs[name], **options) for name in epochs}
+
+
 def layers(preset: str, family: str = "mixer") -> int:
     """L, of the networks of the preset."""
     return {"smoke": 4, "small": 8, "paper": 16 if family == "mixer" else 12}[preset]

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
 
 from acn_kernels.alpha_schedule import AlphaSchedule
 from acn_kernels.training.schedules import BottomUpAlpha, DepthSchedule, FreezeSchedule
@@ -16,6 +20,7 @@ if TYPE_CHECKING:
 ALIKE = 1.0  # a point of accuracy
 PRESETS = ("smoke", "small", "paper")
 Metrics = dict[str, Any]  # numbers, and lists of numbers for pictures
+Runs = dict[str, dict[str, Metrics]]  # by network, then by seed
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,8 @@ class Row:
 @dataclass(frozen=True)
 class Experiment:
     """note: where it deviates from the paper, in words. measure: (context, plan, network).
-    summary: what the report says of the metrics by network and seed, beside the rows."""
+    summary: what the report says of the metrics by network and seed, beside the rows. draw: makes
+    a picture of them, into the file given."""
 
     name: str
     title: str
@@ -98,4 +104,20 @@ class Experiment:
     measure: Callable[[Context, Plan, str], Metrics]
     rows: tuple[Row, ...]
     note: str = ""
-    summary: Callable[[dict[str, dict[str, Metrics]]], str] | None = None
+    summary: Callable[[Runs], str] | None = None
+    draw: Callable[[Runs, Path], None] | None = None
+
+
+def over_seeds(seeds: dict[str, Metrics], key: str) -> Tensor:
+    """[seeds, ...] fp64: one of a network's metrics."""
+    return torch.tensor([metrics[key] for metrics in seeds.values()], dtype=torch.float64)
+
+
+def fewer_layers(accuracy: tuple[float, float], layers: tuple[float, float]) -> tuple[Row, ...]:
+    """The claim that an ACN has its residual twin's accuracy with fewer layers. accuracy, layers:
+    the paper's, of ACN and twin, in % of all."""
+    return (
+        Row("accuracy, points", "accuracy", "ACN", "residual", 0, accuracy, 100),
+        Row("layers used, %", "depth_used", "ACN", "residual", -1, layers, 100),
+        Row("accuracy lost at half depth, points", "half_drop", "ACN", "residual", -1, None, 100),
+    )
