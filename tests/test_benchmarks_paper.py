@@ -11,7 +11,7 @@ import torch
 from acn_kernels.analysis import costs
 from acn_kernels.models import create
 from benchmarks.paper import __main__ as command
-from benchmarks.paper import dry_run, measures, records, report, runner, trained
+from benchmarks.paper import dry_run, exits, measures, records, report, runner, trained
 from benchmarks.paper.experiments import EXPERIMENTS, NOT_RUN
 from benchmarks.paper.spec import PRESETS, Data, Row
 from benchmarks.paper.trained import Context, OutOfTime
@@ -235,14 +235,14 @@ def test_early_exit_counts_flops_by_hand(tmp_path):
     tokens, width = config.tokens, config.width
     layer = 4 * tokens * width * (config.token_mlp + config.channel_mlp)
     stem, head = 2 * tokens * width * config.patch_size**2, 2 * width * config.classes
-    spent, full = measures._flops_spent(kept.model, data, torch.tensor([1, 1, 4, 4]), [1, 2, 3])
+    spent, full = exits.flops_spent(kept.model, data, torch.tensor([1, 1, 4, 4]), [1, 2, 3])
     assert full == stem + head + 4 * layer
     first, last = stem + head + layer, stem + 4 * layer + 4 * head
     assert spent == pytest.approx((first + last) / 2)
-    everybody = measures.early_exit(kept, data, tau=100.0)
+    everybody = exits.early_exit(kept, data, tau=100.0)
     assert everybody["mean_depth"] == 1
     assert everybody["flops_speedup"] == pytest.approx(full / first)
-    nobody = measures.early_exit(kept, data, tau=0.0)
+    nobody = exits.early_exit(kept, data, tau=0.0)
     assert nobody["mean_depth"] == 4 and nobody["exit_accuracy"] == nobody["accuracy"]
 
 

@@ -45,6 +45,9 @@ SST2 = {
     "small": Data("sst2", train=2000, tokens=24, words=_WORDS["small"]),
     "paper": Data("sst2", tokens=64, words=_WORDS["paper"]),
 }
+# Images that networks of the small preset are soon sure of; with their shape in a Mixer.
+FASHION = {"small": Data("fashion", train=6000, test=2000), "paper": Data("fashion")}
+_FASHION_PATCH = {"small": 7, "paper": 4}
 _LR = {"smoke": 3e-3, "small": 2e-3, "paper": 1e-3}
 
 
@@ -74,6 +77,11 @@ def twins(preset: str, epochs: dict[str, dict[str, int]], **options: Any) -> dic
     """The "residual" network and the "ACN"; ``epochs``: of each by preset, ``options`` as above."""
     wirings = {"residual": "residual", "ACN": "acn"}
     return {name: training(preset, wirings[name], epochs[name], **options) for name in epochs}
+
+
+def fashion_shape(preset: str) -> dict[str, int]:
+    """The changes to a CIFAR Mixer that make it read Fashion-MNIST."""
+    return {"channels": 1, "image_size": 28, "patch_size": _FASHION_PATCH[preset]}
 
 
 def layers(preset: str, family: str = "mixer") -> int:
