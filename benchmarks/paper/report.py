@@ -171,4 +171,6 @@ def _conditions(results: dict[str, dict[str, Any]]) -> str:
         values = dict.fromkeys(str(r["environment"].get(key)) for r in results.values())
         facts.append(f"- {key}: {', '.join(values)}")
     devices = dict.fromkeys(r["device"] for r in results.values())
+    if any(device.startswith("cuda") for device in devices):
+        facts.append("- matrix products: TF32")
     return "\n".join([f"- device: {', '.join(devices)}", *facts])

@@ -44,6 +44,9 @@ LOSSES = {
     "deep supervision": lambda c: deep_supervision(c.width, c.classes, c.depth),
 }
 
+# Those that do the same at every step, and so may be replayed on a GPU.
+REPEATING = ("final", "shared head", "branches", "deep supervision")
+
 FIRST_WEIGHTS = {
     "default": lambda model: None,
     "dirac": lambda model: dirac_(model),
@@ -137,6 +140,7 @@ class Context:
         trainer = Trainer(
             model, training.recipe, len(data.train.labels), loss, training.alpha,
             training.depth, training.freeze, history.note if history else None,
+            replay=torch.device(self.device).type == "cuda" and training.loss in REPEATING,
         )  # fmt: skip
         return trainer, Trained(model, loss), history
 
