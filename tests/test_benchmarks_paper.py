@@ -10,6 +10,7 @@ import torch
 
 from acn_kernels.analysis import costs
 from acn_kernels.models import create
+from acn_kernels.training.digits import Split
 from benchmarks.paper import __main__ as command
 from benchmarks.paper import dry_run, exits, measures, records, report, runner, trained
 from benchmarks.paper.experiments import EXPERIMENTS, NOT_RUN
@@ -239,11 +240,26 @@ def test_early_exit_counts_flops_by_hand(tmp_path):
     assert full == stem + head + 4 * layer
     first, last = stem + head + layer, stem + 4 * layer + 4 * head
     assert spent == pytest.approx((first + last) / 2)
-    everybody = exits.early_exit(kept, data, tau=100.0)
+    everybody = exits.early_exit(kept, data, tau=100.0, drop=0.05)
     assert everybody["mean_depth"] == 1
     assert everybody["flops_speedup"] == pytest.approx(full / first)
-    nobody = exits.early_exit(kept, data, tau=0.0)
+    nobody = exits.early_exit(kept, data, tau=0.0, drop=0.05)
     assert nobody["mean_depth"] == 4 and nobody["exit_accuracy"] == nobody["accuracy"]
+    assert nobody["accuracy_by_threshold"][0] == nobody["accuracy"]  # never
+    assert nobody["accuracy_by_threshold"][-1] == everybody["exit_accuracy"]  # at once
+    assert nobody["flops_speedup_by_threshold"][-1] == everybody["flops_speedup"]
+    assert len(nobody["seconds_by_threshold"]) == len(exits.THRESHOLDS)
+
+
+def test_what_leaving_early_loses_by_hand():
+    """The one exit is sure, and right about half of the samples."""
+    labels = torch.zeros(8, dtype=torch.long)
+    sure = torch.tensor([9.0, -9.0])
+    logits = torch.stack([torch.stack([sure] * 4 + [-sure] * 4), torch.stack([sure] * 8)])
+    model = create("acn_mixer_digits", depth=2, classes=2)
+    found = exits._Left(model, Split(torch.zeros(8, 1, 8, 8), labels), [1], logits)
+    assert found.depth(0.0).tolist() == [2] * 8 and found.depth(3.0).tolist() == [1] * 8
+    assert found.at(3.0)["exit_accuracy"] == 0.5 and found.at(3.0)["accuracy"] == 1.0
 
 
 def test_dry_run_of_the_paper_needs_no_data(capsys):

@@ -50,6 +50,6 @@ def describe(names: Iterable[str], preset: str, seeds: int) -> str:
     heads = ["experiment", "network", "data", "samples", "epochs", "steps", "loss", "TFLOPs a seed"]
     left_out = "\n".join(f"not run: {what}: {why}" for what, why in NOT_RUN.items())
     return (
-        f"{table(heads, rows)}\n\n{seeds} seeds: {total / 1e12:.4g} TFLOPs and {all_steps} steps "
-        f"in all, if every network shared is trained once.\n{left_out}"
+        f"{table(heads, rows)}\n\n{seeds} seeds: {total / 1e12:.4g} TFLOPs in all, in "
+        f"{all_steps} steps, if every network shared is trained once.\n{left_out}"
     )

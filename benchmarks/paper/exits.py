@@ -8,8 +8,16 @@ import torch
 from torch import Tensor
 
 from acn_kernels import analysis
-from acn_kernels.inference import EarlyExit, entropy, exit_threshold, probe_logits
+from acn_kernels.inference import (
+    EarlyExit,
+    calibrate,
+    cutoff_depth,
+    entropy,
+    exit_threshold,
+    probe_logits,
+)
 from acn_kernels.inference.early_exit import first_exit
+from acn_kernels.inference.probe import accuracy_by_depth
 from acn_kernels.inference.segment_times import expected_seconds
 from acn_kernels.timing import interleaved_seconds
 from acn_kernels.training.digits import Split
@@ -24,8 +32,9 @@ THRESHOLDS = (NEVER, 0.01, 0.03, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, ALWAYS)
 _BATCH, _ROUNDS = 256, 9  # that are timed
 
 
-def cut(model, data: Split) -> Metrics:
-    """The network cut at a point below its own accuracy: what it saves without an exit."""
+def cut(model, data: Split, drop: float) -> Metrics:
+    """The network cut at a point below its own accuracy: what it saves without an exit. drop: see
+    :func:`calibrated`."""
     profile = depth_profile(model, data)
     cost = analysis.costs(model, data.images[:1], [profile["cutoff"], len(model.blocks)])
     nobody = [0.0] * (len(model.blocks) + 1)
@@ -33,6 +42,7 @@ def cut(model, data: Split) -> Metrics:
     return {
         **profile,
         "exit_accuracy": profile["accuracy_by_depth"][profile["cutoff"]],
+        **calibrated(model, data, drop),
         "flops_speedup": (cost.flops[1] / cost.flops[0]).item(),
         "clock_speedup": seconds["full"] / seconds["truncated"],
     }
@@ -53,7 +63,7 @@ def at_branches(trained: Trained, data: Split, tau: float) -> Metrics:
     return {**found.at(tau), "clock_speedup": seconds["full"] / seconds["early exit"]}
 
 
-def at_every_layer(trained: Trained, data: Split, tau: float) -> Metrics:
+def at_every_layer(trained: Trained, data: Split, tau: float, drop: float) -> Metrics:
     """Leaving at an entropy below ``tau`` at any layer, through the shared head.
 
     clock_speedup: the time of the full network over that of early exit, batches as they come.
@@ -79,16 +89,40 @@ def at_every_layer(trained: Trained, data: Split, tau: float) -> Metrics:
         "exit_drop_within_a_point": boldly["accuracy"] - boldly["exit_accuracy"],
         "flops_speedup_within_a_point": boldly["flops_speedup"],
         "clock_speedup_within_a_point": seconds["full"] / seconds[bold],
+        **calibrated(model, data, drop),
         "accuracy_by_threshold": [each["exit_accuracy"] for each in by_threshold],
         "flops_speedup_by_threshold": [each["flops_speedup"] for each in by_threshold],
         "seconds_by_threshold": [seconds[t] for t in THRESHOLDS],
     }
 
 
-def early_exit(trained: Trained, data: Split, tau: float) -> Metrics:
+def early_exit(trained: Trained, data: Split, tau: float, drop: float) -> Metrics:
     """At branches where the loss has them, else at every layer."""
-    branched = isinstance(trained.loss, BranchLoss)
-    return (at_branches if branched else at_every_layer)(trained, data, tau)
+    if isinstance(trained.loss, BranchLoss):
+        return at_branches(trained, data, tau)
+    return at_every_layer(trained, data, tau, drop)
+
+
+def calibrated(model, data: Split, drop: float) -> Metrics:
+    """What acn.calibrate finds for ``drop`` on the first half of ``data``, held against the second
+    half: what its cutoff and its exits lose there, and the least depth that would do there."""
+    half = len(data.labels) // 2
+    seen, fresh = (Split(*(t[part] for t in data)) for part in (slice(half), slice(half, None)))
+    found = calibrate(model, batches(seen, _BATCH), drop)
+    logits, labels = probe_logits(model, batches(fresh))
+    accuracy = accuracy_by_depth(logits, labels)
+    leaving = first_exit(entropy(logits), found.exits, found.threshold)
+    chosen = logits[leaving, torch.arange(len(labels), device=leaving.device)]
+    left = (chosen.argmax(-1) == labels).double().mean()
+    return {
+        "calibrated_for": drop,
+        "calibrated_depth": found.depth,
+        "best_depth": cutoff_depth(accuracy.cpu(), drop),
+        "calibrated_drop": (accuracy[-1] - accuracy[found.depth]).item(),
+        "calibrated_speedup": found.speed_up("truncated"),
+        "calibrated_exit_drop": (accuracy[-1] - left).item(),
+        "calibrated_exit_speedup": found.speed_up("early exit"),
+    }
 
 
 class _Left:
@@ -140,29 +174,68 @@ def _seconds(model, images: Tensor, exits: list[int], thresholds: set[float]) ->
     return {t: statistics.median(times) / len(images) for t, times in samples.items()}
 
 
-def table_of_networks(runs: Runs) -> str:
-    """Accuracy and speed-up of every network; both on the way from never leaving to at once."""
-    keys = ("accuracy", "exit_accuracy", "flops_speedup", "clock_speedup")
-    means = {
-        name: [over_seeds(seeds, key).mean().item() for key in keys] for name, seeds in runs.items()
-    }
-    body = [
-        [name, f"{100 * full:.1f}", f"{100 * left:.1f}", f"{flops:.2f}", f"{clock:.2f}"]
-        for name, (full, left, flops, clock) in means.items()
-    ]
+def summary(runs: Runs) -> str:
+    """Three tables: accuracy and speed-up of every network; both from never leaving to leaving at
+    once; what calibration found."""
+    return "\n\n".join([_speed_ups(runs), _by_threshold(runs), _calibrations(runs)])
+
+
+def _speed_ups(runs: Runs) -> str:
+    body = []
+    for name, seeds in runs.items():
+        full, left, flops, clock = (
+            over_seeds(seeds, key).mean().item()
+            for key in ("accuracy", "exit_accuracy", "flops_speedup", "clock_speedup")
+        )
+        body.append(
+            [name, f"{100 * full:.1f}", f"{100 * left:.1f}", f"{flops:.2f}", f"{clock:.2f}"]
+        )
     heads = ["network", "accuracy, %", "cut, or with exits, %", "speed-up in FLOPs", "in time"]
-    curves = [
+    return table(heads, body)
+
+
+def _by_threshold(runs: Runs) -> str:
+    curves = (
+        ("accuracy, %", "accuracy_by_threshold", 100, "{:.1f}"),
+        ("speed-up in FLOPs", "flops_speedup_by_threshold", 1, "{:.2f}"),
+        ("µs a sample", "seconds_by_threshold", 1e6, "{:.1f}"),
+    )
+    body = [
         [
             f"{name}: {what}",
             *(template.format(scale * v) for v in over_seeds(seeds, key).mean(0).tolist()),
         ]
-        for name, seeds in runs.items()
-        for what, key, scale, template in (
-            ("accuracy, %", "accuracy_by_threshold", 100, "{:.1f}"),
-            ("speed-up in FLOPs", "flops_speedup_by_threshold", 1, "{:.2f}"),
-            ("µs a sample", "seconds_by_threshold", 1e6, "{:.1f}"),
-        )
-        if all(key in metrics for metrics in seeds.values())
+        for name, seeds in _with(runs, curves[0][1]).items()
+        for what, key, scale, template in curves
     ]
-    labels = ["never", *(f"{t:g}" for t in THRESHOLDS[1:-1]), "at once"]
-    return f"{table(heads, body)}\n\n{table(['leaving below', *labels], curves)}"
+    heads = ["leaving below", "never", *(f"{t:g}" for t in THRESHOLDS[1:-1]), "at once"]
+    return table(heads, body)
+
+
+def _calibrations(runs: Runs) -> str:
+    body, found = [], _with(runs, "calibrated_depth")
+    for name, seeds in found.items():
+        depth, best = (over_seeds(seeds, key) for key in ("calibrated_depth", "best_depth"))
+        lost, speed, exit_lost, exit_speed = (
+            over_seeds(seeds, f"calibrated_{key}")
+            for key in ("drop", "speedup", "exit_drop", "exit_speedup")
+        )
+        body.append([
+            name, _listed(depth), _listed(best), f"{100 * lost.max():.1f}", f"{speed.mean():.2f}",
+            f"{100 * exit_lost.max():.1f}", f"{exit_speed.mean():.2f}",
+        ])  # fmt: skip
+    heads = [
+        "calibrated on half of the test images", "layers kept, by seed", "least that would do",
+        "lost on the other half, points at most", "speed-up in time", "lost with exits", "speed-up",
+    ]  # fmt: skip
+    drops = {100 * m["calibrated_for"] for seeds in found.values() for m in seeds.values()}
+    points = " or ".join(f"{drop:g}" for drop in sorted(drops))
+    return f"acn.calibrate for at most {points} points on fresh data:\n\n{table(heads, body)}"
+
+
+def _with(runs: Runs, key: str) -> Runs:
+    return {name: seeds for name, seeds in runs.items() if all(key in m for m in seeds.values())}
+
+
+def _listed(numbers: Tensor) -> str:
+    return ", ".join(f"{n:g}" for n in numbers.tolist())
