@@ -77,7 +77,8 @@ def under_noise(model, data: Prepared, seed: int) -> Metrics:
 
 
 def to_reach(trained: Trained, accuracy: float) -> Metrics:
-    """Epochs and seconds of training until the test accuracy was reached; None where it was not."""
+    """Epochs and seconds of training until the test accuracy, watched in every epoch, was reached;
+    None where it was not."""
     reached = [epoch for epoch, got in enumerate(trained.test_accuracy, 1) if got >= accuracy]
     epochs = min(reached, default=None)
     seconds = None if epochs is None else sum(trained.seconds[:epochs])

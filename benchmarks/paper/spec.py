@@ -31,6 +31,7 @@ class Data:
     0, 1, .. (None: all). train, test: the first so many samples (None: all); per_class: the first
     so many training samples of each class. tokens: of every sentence, cut or padded to so many
     (0: these are images; digits have 64). words: in the vocabulary (0: MiniLM's pieces of words).
+    held_out: which part of SST-2 to test on, "dev" or "test".
     """
 
     name: str
@@ -40,6 +41,7 @@ class Data:
     per_class: int | None = None
     tokens: int = 0
     words: int = 0
+    held_out: str = "dev"
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,9 @@ class Training:
     """Everything that a trained network follows from, beside its seed and the code.
 
     model: a preset of acn_kernels.models, or one of benchmarks.paper.text_models. changes: to its
-    configuration, as sorted pairs. loss: a name in benchmarks.paper.trained.LOSSES. track: keep the
-    gradient norms of every epoch. first: how the weights begin, a name in FIRST_WEIGHTS there.
+    configuration, as sorted pairs. loss: a name in benchmarks.paper.trained.LOSSES. watch: test
+    after every epoch, not only the last. track: do so at all depths, and keep the gradient norms of
+    every epoch. first: how the weights begin, a name in FIRST_WEIGHTS there.
     start: the training whose network this one goes on from, cut
     where this one has fewer layers.
     """
@@ -61,6 +64,7 @@ class Training:
     alpha: AlphaSchedule | BottomUpAlpha | None = None
     depth: DepthSchedule | None = None
     freeze: FreezeSchedule | None = None
+    watch: bool = False
     track: bool = False
     first: str = "default"
     start: Training | None = None

@@ -17,7 +17,7 @@ from acn_kernels.analysis import GradientHistory
 from acn_kernels.files import written_whole
 from acn_kernels.inference import probe
 from acn_kernels.training.digits import Split
-from acn_kernels.training.initialisation import dirac_, scaled_
+from acn_kernels.training.initialisation import dirac_
 from acn_kernels.training.losses import (
     BranchLoss,
     LayerSkipLoss,
@@ -50,7 +50,6 @@ REPEATING = ("final", "shared head", "branches", "deep supervision")
 FIRST_WEIGHTS = {
     "default": lambda model: None,
     "dirac": lambda model: dirac_(model),
-    "scaled": lambda model: scaled_(model.blocks),
 }
 
 
@@ -65,8 +64,9 @@ class OutOfTime(Exception):
 @dataclass
 class Trained:
     """A network in eval mode (the layers that took part at the end), its loss (branches hold
-    heads), and by epoch the training loss, the test accuracy, the seconds of training and, where
-    tracked, the gradient norms [layers] and the test accuracy by depth."""
+    heads), and by epoch the training loss, the seconds of training, the test accuracy (only the
+    last, if nobody watched) and, where tracked, the gradient norms [layers] and the test accuracy
+    by depth."""
 
     model: nn.Module
     loss: object
@@ -117,7 +117,7 @@ class Context:
                 by_depth = accuracy_by_depth(trainer.network, data.test).tolist()
                 kept.accuracy_by_depth.append(by_depth)
                 kept.test_accuracy.append(by_depth[-1])
-            else:
+            elif training.watch or trainer.done:
                 kept.test_accuracy.append(accuracy(trainer.network, data.test))
             over = self.deadline is not None and time.time() > self.deadline
             if trainer.done or over or time.time() > saved + _SECONDS_BETWEEN_SAVES:

@@ -39,10 +39,8 @@ WAYS = {
     "ACN, twice the epochs": Way(epochs=2),
     "annealed": Way(alpha=ANNEALED),
     "annealed to 0.8": Way(alpha=AlphaSchedule(0.0, 0.8, 0.6)),
-    "annealed to 0.5": Way(alpha=AlphaSchedule(0.0, 0.5, 0.5)),
     "annealed from the bottom up": Way(alpha=BottomUpAlpha(1.0, 0.5)),
     "ACN, Dirac weights": Way(first="dirac"),
-    "ACN, scaled weights": Way(first="scaled"),
     "annealed, then the lower half": Way(epochs=4 / 3, alpha=ANNEALED, depth=LOWER_HALF),
     "annealed, lower layers freeze": Way(
         epochs=1.2, alpha=ANNEALED, freeze=FreezeSchedule(0.5, 0.5)
@@ -56,7 +54,7 @@ def plan(preset):
     trainings = {}
     for name, way in WAYS.items():
         epochs = {preset: round(EPOCHS[preset] * way.epochs)}
-        one = training(preset, way.wiring, epochs)
+        one = training(preset, way.wiring, epochs, watch=True)
         trainings[name] = replace(
             one, alpha=way.alpha, depth=way.depth, freeze=way.freeze, first=way.first
         )

@@ -4,7 +4,7 @@ from benchmarks.paper import measures
 from benchmarks.paper.sizes import twins
 from benchmarks.paper.spec import Data, Experiment, Plan, Row
 
-EPOCHS = {"smoke": 3, "small": 20, "paper": 150}
+EPOCHS = {"smoke": 3, "small": 15, "paper": 150}
 DATA = {
     "smoke": Data("digits", per_class=20, test=200),
     "small": Data("cifar10", per_class=100, test=1000),
