@@ -50,6 +50,7 @@ def train(model, samples: Split, epochs: int, recording: bool, **schedules):
     )  # fmt: skip
     if not recording:
         trainer._repeated.obstacle = "steps run as they are"
+        assert trainer.not_replayed == "steps run as they are"
     losses = []
     while not trainer.done:
         losses.append(trainer.train_epoch(samples))

@@ -103,6 +103,11 @@ class Trainer:
         """What is trained: the model, or that of the layers which take part now."""
         return self._short
 
+    @property
+    def not_replayed(self) -> str | None:
+        """Why steps that were to be replayed run as they are; None where they are, or need not."""
+        return None if self._repeated is None else self._repeated.obstacle
+
     def train_on(self, images: Tensor, labels: Tensor) -> Tensor:
         """One step; returns the loss, detached."""
         self._follow_schedules(self.step.index / self.step.total)

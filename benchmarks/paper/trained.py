@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -125,6 +126,8 @@ class Context:
                 saved = time.time()
             if over and not trainer.done:
                 raise OutOfTime
+        if trainer.not_replayed is not None:
+            print(f"steps run as they are, not replayed: {trainer.not_replayed}", file=sys.stderr)
         kept.model = trainer.network.eval()
         return kept
 

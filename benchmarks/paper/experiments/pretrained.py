@@ -53,7 +53,7 @@ def _ways(whole: Training, depth: int, key: str):
 TEXT_EPOCHS = {"small": 2, "paper": 3}
 LR = {"small": 2e-4, "paper": 5e-5}
 TEXT = {
-    "small": Data("sst2", train=640, test=600, tokens=16, held_out="test"),
+    "small": Data("sst2", train=512, test=600, tokens=16, held_out="test"),
     "paper": Data("sst2", tokens=64, held_out="test"),
 }
 
