@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 
@@ -46,6 +47,9 @@ def test_every_experiment_runs_on_digits(name, work, tmp_path):
     text = report.markdown({name: result})
     assert experiment.title in text and "not the paper's settings" in text
     assert all(what in text for what in NOT_RUN)
+    if experiment.draw is not None and importlib.util.find_spec("matplotlib"):
+        report.pictures({name: result}, tmp_path)
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_training_learns_and_resumes_where_time_ran_out(tmp_path):
@@ -215,16 +219,6 @@ def test_report_gives_a_row_one_number_of_decimals():
     assert "3.000 against 5.000 (in 1 of 2 seeds) | -2.000 |" in report.rows([judge(loss, runs)])
     runs["a"]["0"]["x"] = None
     assert "never in 2 seeds | - |" in report.rows([judge(loss, runs)])
-
-
-def test_pruning_has_a_picture(tmp_path):
-    pytest.importorskip("matplotlib", reason="draws")
-    seed = {"kept": [0.8, 0.5], "accuracy_by_kept": [0.9, 0.7]}
-    other = {"kept": [0.6], "accuracy_by_kept": [0.8]}
-    EXPERIMENTS["fig7"].draw(
-        {"a": {"0": seed, "1": seed}, "b": {"0": other}}, tmp_path / "fig7.png"
-    )
-    assert (tmp_path / "fig7.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_early_exit_counts_flops_by_hand(tmp_path):
