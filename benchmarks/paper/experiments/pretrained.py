@@ -111,11 +111,11 @@ TEXT_EXPERIMENT = Experiment(
     measure,
     _rows(),
     "no experiment of the paper; the sign is what we aim at. `before`: fresh linear classifiers "
-    "on the network as it was found. Ways were chosen on the development sentences; these are the "
-    "test sentences. Not kept, as on 2,000 sentences none of them was better than dropping the "
-    "layers: learned scales that let the head read all layers' outputs, the output of every layer "
-    "with the same weight, exits at half and full depth through one head with the upper one "
-    "teaching the lower, and the same until half-time and then the lower half alone",
+    "on the network as it was found. Judged on the test sentences. Not kept, as in trials with "
+    "2,000 sentences and one or two seeds none was better than dropping the layers: learned scales "
+    "through which the head reads the outputs of all layers, starting from the last one alone or "
+    "from all alike; one head at half and at full depth; the same until half-time, the upper exit "
+    "teaching the lower one, and then the lower half alone",
 )
 IMAGE_EXPERIMENT = Experiment(
     "pretrained_vit",

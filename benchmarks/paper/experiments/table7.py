@@ -76,7 +76,7 @@ EXPERIMENT = Experiment(
         _shared("speed-up in FLOPs within a point of accuracy", "flops_speedup_within_a_point", 1),
         _shared("speed-up in time within a point of accuracy", "clock_speedup_within_a_point", 1),
         _shared("accuracy that this point costs on fresh samples, points",
-                "exit_drop_within_a_point", 0, 100),
+                "exit_drop_within_a_point", -1, 100),
     ),
     "at small on Fashion-MNIST, as networks that CIFAR-10 leaves at 30 % are never sure enough to "
     "leave; speed-ups are those over the same network without exits",
