@@ -10,6 +10,8 @@ from torch import Tensor
 
 from acn_kernels.files import written_whole
 
+_LEGEND_INSIDE = 4  # curves; more of them would be hidden by their names
+
 
 @contextmanager
 def _axes(path: str | os.PathLike, width: float = 6, height: float = 3.6) -> Iterator:
@@ -45,19 +47,25 @@ def accuracy_by_depth(
 
 def lines(
     curves: Mapping[str, Tensor],
-    x: Sequence[float],
+    x: Sequence[float] | Mapping[str, Sequence[float]],
     path: str | os.PathLike,
     x_label: str,
     y_label: str,
     title: str = "",
 ) -> None:
-    """Draws curves [points], or [seeds, points] with their range shaded, over x [points]."""
-    with _axes(path) as axes:
+    """Draws curves [points], or [seeds, points] with their range shaded, over x [points]: one for
+    all, or each curve's own by name."""
+    many = len(curves) > _LEGEND_INSIDE
+    with _axes(path, width=8 if many else 6) as axes:
         for name, values in curves.items():
-            _line_with_range(axes, x, values if values.dim() == 2 else values[None], name)
+            own = x[name] if isinstance(x, Mapping) else x
+            _line_with_range(axes, own, values if values.dim() == 2 else values[None], name)
         axes.set(xlabel=x_label, ylabel=y_label, title=title)
         axes.grid(alpha=0.3)
-        axes.legend()
+        if many:
+            axes.figure.legend(loc="outside right upper")
+        else:
+            axes.legend()
 
 
 def heat_map(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 
@@ -10,8 +11,9 @@ import torch
 
 from acn_kernels.analysis import costs
 from acn_kernels.models import create
+from acn_kernels.training.digits import Split
 from benchmarks.paper import __main__ as command
-from benchmarks.paper import dry_run, measures, records, report, runner, trained
+from benchmarks.paper import dry_run, exits, measures, records, report, runner, trained
 from benchmarks.paper.experiments import EXPERIMENTS, NOT_RUN
 from benchmarks.paper.spec import PRESETS, Data, Row
 from benchmarks.paper.trained import Context, OutOfTime
@@ -45,6 +47,9 @@ def test_every_experiment_runs_on_digits(name, work, tmp_path):
     text = report.markdown({name: result})
     assert experiment.title in text and "not the paper's settings" in text
     assert all(what in text for what in NOT_RUN)
+    if experiment.draw is not None and importlib.util.find_spec("matplotlib"):
+        report.pictures({name: result}, tmp_path)
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_training_learns_and_resumes_where_time_ran_out(tmp_path):
@@ -127,7 +132,9 @@ def test_a_result_of_another_commit_is_refused(tmp_path, capsys):
         (1, (92.0, 90.0), (0.50, 0.51), "worse"),
         (-1, (46.0, 52.0), (0.20, 0.30), "better"),
         (-1, None, (0.20, 0.30), "same"),
-        (-1, None, (0.30, 0.30), "worse"),
+        (-1, None, (0.30, 0.30), "none"),
+        (1, (92.0, 90.0), (0.1 + 0.2, 0.3), "none"),  # apart by the last bit
+        (0, None, (0.1 + 0.2, 0.3), "same"),
         (0, (70.7, 70.8), (0.495, 0.50), "same"),
         (0, (70.7, 70.8), (0.48, 0.50), "worse"),
     ],
@@ -138,6 +145,48 @@ def test_verdicts_by_hand(sign, paper, ours, word):
     verdict = judge(row, runs)
     assert verdict.word == word
     assert verdict.difference == pytest.approx(100 * (ours[0] - ours[1]))
+    assert verdict.spread is None
+
+
+@pytest.mark.parametrize(
+    ("sign", "differences", "word"),
+    [
+        (1, (1.0, 3.0), "same"),  # 2 +- 1.41
+        (1, (0.0, 2.0), "unclear"),  # 1 +- 1.41
+        (1, (-0.5, 0.5), "unclear"),
+        (-1, (1.0, 3.0), "worse"),
+        (-1, (0.0, 2.0), "unclear"),
+        (1, (0.0, 0.0), "none"),
+        (0, (0.1, -0.1), "same"),  # 0 +- 0.14
+        (0, (-2.0, 2.0), "unclear"),
+        (0, (-1.2, -1.4), "worse"),  # below by more than a point in any case
+        (0, (-1.5, -0.9), "unclear"),
+        (0, (2.0, 2.2), "better"),
+        (0, (0.9, 1.5), "same"),  # 1.2 +- 0.42: no worse in any case, no better in some
+    ],
+)
+def test_a_difference_within_its_spread_is_unclear(sign, differences, word):
+    row = Row("", "x", "a", "b", sign)
+    runs = {
+        "a": {str(i): {"x": 30.0 + d} for i, d in enumerate(differences)},
+        "b": {str(i): {"x": 30.0} for i in range(len(differences))},
+    }
+    assert judge(row, runs).word == word
+
+
+def test_rounding_is_no_difference():
+    """Means that differ in the last bits, as those of equal accuracies do."""
+    row = Row("", "x", "a", "b", 1, None, 100)
+    runs = {
+        "a": {"0": {"x": 0.308}, "1": {"x": 0.276}, "2": {"x": 0.1 + 0.2}},
+        "b": {"0": {"x": 0.276}, "1": {"x": 0.308}, "2": {"x": 0.3}},
+    }
+    verdict = judge(row, runs)
+    assert verdict.difference == 0 and verdict.word == "unclear"
+    values = {"a": (0.3, 0.1 + 0.2), "b": (0.1 + 0.2, 0.3)}
+    runs = {name: {str(i): {"x": x} for i, x in enumerate(two)} for name, two in values.items()}
+    same = judge(row, runs)
+    assert (same.difference, same.spread, same.word) == (0, 0, "none")
 
 
 def test_spread_is_over_the_seeds_that_both_have():
@@ -151,7 +200,25 @@ def test_spread_is_over_the_seeds_that_both_have():
     assert verdict.spread == pytest.approx(math.sqrt(2))
     assert judge(row, {}).word == "not run"
     # What was never reached, while the other network reached it, is no gain.
-    assert judge(row, {"a": {"0": {"x": None}}, "b": {"0": {"x": 1.0}}}).word == "worse"
+    never = judge(row, {"a": {"0": {"x": None}}, "b": {"0": {"x": 1.0}}})
+    assert (never.word, never.compared, never.seeds) == ("worse", 0, 1)
+    runs["a"]["1"]["x"] = None
+    once = judge(row, runs)
+    assert (once.word, once.compared, once.seeds) == ("unclear", 1, 2)
+
+
+def test_report_gives_a_row_one_number_of_decimals():
+    row = Row("", "x", "a", "b", 0, (70.76, 70.74), 100)
+    runs = {"a": {"0": {"x": 0.25}, "1": {"x": 0.26}}, "b": {"0": {"x": 0.3}, "1": {"x": 0.26}}}
+    text = report.rows([judge(row, runs)])
+    assert "25.50 against 28.00 | -2.50 ± 3.54 | 70.76 against 70.74: +0.02 | equal" in text
+    loss = Row("", "x", "a", "b", -1)
+    one_seed = judge(loss, {"a": {"0": {"x": 1.25}}, "b": {"0": {"x": 0.5}}})
+    assert "1.250 against 0.500 | +0.750 | -" in report.rows([one_seed])
+    runs = {"a": {"0": {"x": 3.0}, "1": {"x": None}}, "b": {"0": {"x": 5.0}, "1": {"x": 5.0}}}
+    assert "3.000 against 5.000 (in 1 of 2 seeds) | -2.000 |" in report.rows([judge(loss, runs)])
+    runs["a"]["0"]["x"] = None
+    assert "never in 2 seeds | - |" in report.rows([judge(loss, runs)])
 
 
 def test_early_exit_counts_flops_by_hand(tmp_path):
@@ -163,15 +230,30 @@ def test_early_exit_counts_flops_by_hand(tmp_path):
     tokens, width = config.tokens, config.width
     layer = 4 * tokens * width * (config.token_mlp + config.channel_mlp)
     stem, head = 2 * tokens * width * config.patch_size**2, 2 * width * config.classes
-    spent, full = measures._flops_spent(kept.model, data, torch.tensor([1, 1, 4, 4]), [1, 2, 3])
+    spent, full = exits.flops_spent(kept.model, data, torch.tensor([1, 1, 4, 4]), [1, 2, 3])
     assert full == stem + head + 4 * layer
     first, last = stem + head + layer, stem + 4 * layer + 4 * head
     assert spent == pytest.approx((first + last) / 2)
-    everybody = measures.early_exit(kept, data, tau=100.0)
+    everybody = exits.early_exit(kept, data, tau=100.0, drop=0.05)
     assert everybody["mean_depth"] == 1
     assert everybody["flops_speedup"] == pytest.approx(full / first)
-    nobody = measures.early_exit(kept, data, tau=0.0)
+    nobody = exits.early_exit(kept, data, tau=0.0, drop=0.05)
     assert nobody["mean_depth"] == 4 and nobody["exit_accuracy"] == nobody["accuracy"]
+    assert nobody["accuracy_by_threshold"][0] == nobody["accuracy"]  # never
+    assert nobody["accuracy_by_threshold"][-1] == everybody["exit_accuracy"]  # at once
+    assert nobody["flops_speedup_by_threshold"][-1] == everybody["flops_speedup"]
+    assert len(nobody["seconds_by_threshold"]) == len(exits.THRESHOLDS)
+
+
+def test_what_leaving_early_loses_by_hand():
+    """The one exit is sure, and right about half of the samples."""
+    labels = torch.zeros(8, dtype=torch.long)
+    sure = torch.tensor([9.0, -9.0])
+    logits = torch.stack([torch.stack([sure] * 4 + [-sure] * 4), torch.stack([sure] * 8)])
+    model = create("acn_mixer_digits", depth=2, classes=2)
+    found = exits._Left(model, Split(torch.zeros(8, 1, 8, 8), labels), [1], logits)
+    assert found.depth(0.0).tolist() == [2] * 8 and found.depth(3.0).tolist() == [1] * 8
+    assert found.at(3.0)["exit_accuracy"] == 0.5 and found.at(3.0)["accuracy"] == 1.0
 
 
 def test_dry_run_of_the_paper_needs_no_data(capsys):

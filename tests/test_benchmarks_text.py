@@ -174,7 +174,9 @@ def test_movement_pruning_by_hand(monkeypatch):
 
 
 def standing(seconds, half, twin_seconds=10.0):
-    return {"seconds_to_reach": seconds, "half_accuracy": half, "seconds": twin_seconds}
+    return {
+        "seconds_to_reach": seconds, "half_accuracy": half, "seconds": twin_seconds, "flops": 3.0,
+    }  # fmt: skip
 
 
 def test_winners_by_hand():
@@ -188,6 +190,7 @@ def test_winners_by_hand():
     found = winners.standings(runs, "twin")
     assert [s.way for s in found] == ["fast", "late", "once", "never"]
     assert [s.seconds for s in found] == [0.5, pytest.approx(0.8), 0.1, math.inf]
+    assert [s.whole for s in found] == [0.75] * 4 and [s.flops for s in found] == [1.0] * 4
     assert [s.half for s in found] == pytest.approx([0.45, 0.65, 0.3, 0.3])
     assert [s.way for s in winners.unbeaten(found)] == ["fast", "late", "once"]
     text = winners.ranking(runs, "twin")

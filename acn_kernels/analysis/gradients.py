@@ -162,25 +162,28 @@ class GradientHistory:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._stack = stack_of(model)
-        self._noted: list[Tensor] = []
+        self._layers = [list(layer.parameters()) for layer in stack_of(model)]
+        # Changed in place alone, so that a recorded step can go on noting.
+        device = next(model.parameters()).device
+        self._sum = torch.zeros(len(self._layers), dtype=torch.float64, device=device)
+        self._noted = torch.zeros((), dtype=torch.float64, device=device)
         self.columns: list[Tensor] = []
 
+    @torch.no_grad()
     def note(self) -> None:
-        squares = []
-        for layer in self._stack:
-            grads = [
-                p.grad.double().square().sum() for p in layer.parameters() if p.grad is not None
-            ]
-            squares.append(
-                torch.stack(grads).sum() if grads else torch.zeros((), dtype=torch.float64)
-            )
-        self._noted.append(torch.stack(squares).sqrt())
+        norms = [self._sum.new_zeros(())] * len(self._layers)
+        for i, layer in enumerate(self._layers):
+            grads = [p.grad for p in layer if p.grad is not None]
+            if grads:
+                norms[i] = torch.stack(torch._foreach_norm(grads)).double().norm()
+        self._sum += torch.stack(norms)
+        self._noted += 1
 
     def next_column(self) -> None:
-        if self._noted:
-            self.columns.append(torch.stack(self._noted).mean(0).cpu())
-            self._noted.clear()
+        if self._noted > 0:
+            self.columns.append((self._sum / self._noted).cpu())
+            self._sum.zero_()
+            self._noted.zero_()
 
     def grid(self, column_label: str = "epoch") -> Grid:
         """The heat map of layers x epochs of the paper's Fig. 2.

@@ -39,7 +39,7 @@ def exit_threshold(logits: Tensor, labels: Tensor, exits: Sequence[int], max_dro
     candidates = certainty[list(exits)].flatten().unique()
     best = 0.0
     # Accuracy is no monotone function of the threshold: every grid point is tried.
-    for threshold in candidates.quantile(torch.linspace(0, 1, 201, dtype=candidates.dtype)):
+    for threshold in candidates.quantile(torch.linspace(0, 1, 201).to(candidates)):
         depth = first_exit(certainty, exits, float(threshold))
         chosen = logits[depth, torch.arange(len(labels))]
         accuracy = (chosen.argmax(-1) == labels).double().mean()

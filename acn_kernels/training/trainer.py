@@ -15,6 +15,7 @@ from acn_kernels.models import ImageClassifier
 from acn_kernels.stack import FusedACNStack
 from acn_kernels.training.digits import Split
 from acn_kernels.training.losses import Loss, Step, final_loss
+from acn_kernels.training.repeated import Repeated
 from acn_kernels.training.schedules import (
     BottomUpAlpha,
     DepthSchedule,
@@ -48,6 +49,9 @@ class Trainer:
         depth: how many of the layers take part in each step.
         freeze: how many of the lowest ones, with the stem, no longer learn.
         after_backward: called between the backward pass and the optimiser's step.
+        replay: on CUDA, replays steps that repeat (:mod:`acn_kernels.training.repeated`). ``loss``
+            must then not depend on the step; what ``after_backward`` keeps, it must keep in
+            tensors that it changes in place.
 
     Raises:
         TypeError: a BottomUpAlpha is given for a model without a stack.
@@ -64,24 +68,25 @@ class Trainer:
         depth: DepthSchedule | None = None,
         freeze: FreezeSchedule | None = None,
         after_backward: Callable[[], None] | None = None,
+        replay: bool = False,
     ) -> None:
         self.model, self.recipe, self.loss, self.alpha = model, recipe, loss, alpha
         if isinstance(alpha, BottomUpAlpha) and not isinstance(model.blocks, FusedACNStack):
             raise TypeError("alpha is a BottomUpAlpha; it takes a model with a FusedACNStack")
         self.depth, self.freeze = None if depth is None else depth.checked(), freeze
         self._short, self._frozen = model, 0  # the layers that take part; how many do not learn
+        self._alpha_now: float | tuple[float, ...] | None = None  # where a schedule has set it
         self.after_backward = after_backward
         self.steps_per_epoch = recipe.steps_per_epoch(samples)
         self.step = Step(0, recipe.epochs * self.steps_per_epoch)
         parameters = list(model.parameters())
         if isinstance(loss, nn.Module):
             parameters += loss.to(parameters[0].device).parameters()
+        self._repeated = Repeated(self._update) if replay else None
+        # A recorded step reads its learning rate from a tensor.
+        self._rate = torch.tensor(recipe.lr, device=parameters[0].device) if replay else recipe.lr
         self.optimizer = torch.optim.AdamW(
-            parameters, recipe.lr, weight_decay=recipe.weight_decay, fused=True
-        )
-        warmup = round(recipe.warmup * self.steps_per_epoch)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: warmup_cosine(step, warmup, self.step.total)
+            parameters, self._rate, weight_decay=recipe.weight_decay, fused=True, capturable=replay
         )
 
     @property
@@ -98,20 +103,40 @@ class Trainer:
         """What is trained: the model, or that of the layers which take part now."""
         return self._short
 
+    @property
+    def not_replayed(self) -> str | None:
+        """Why steps that were to be replayed run as they are; None where they are, or need not."""
+        return None if self._repeated is None else self._repeated.obstacle
+
     def train_on(self, images: Tensor, labels: Tensor) -> Tensor:
         """One step; returns the loss, detached."""
         self._follow_schedules(self.step.index / self.step.total)
+        self._set_rate()
+        if self._repeated is None:
+            loss = self._update(images, labels)
+        else:
+            loss = self._repeated((self._short, self._frozen, self._alpha_now), images, labels)
+        self.step = self.step._replace(index=self.step.index + 1)
+        if self.done:
+            self._finish()
+        return loss
+
+    def _update(self, images: Tensor, labels: Tensor) -> Tensor:
         loss = self.loss(self._short, images, labels, self.step)
         self.optimizer.zero_grad()
         loss.backward()
         if self.after_backward is not None:
             self.after_backward()
         self.optimizer.step()
-        self.schedule.step()
-        self.step = self.step._replace(index=self.step.index + 1)
-        if self.done:
-            self._finish()
         return loss.detach()
+
+    def _set_rate(self) -> None:
+        warmup = round(self.recipe.warmup * self.steps_per_epoch)
+        rate = self.recipe.lr * warmup_cosine(self.step.index, warmup, self.step.total)
+        if isinstance(self._rate, Tensor):
+            rate = self._rate.fill_(rate)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
 
     def _finish(self) -> None:
         self.model.train()
@@ -137,10 +162,13 @@ class Trainer:
         self._short.train()
 
     def _anneal(self, progress: float) -> None:
+        if isinstance(self.alpha, BottomUpAlpha):
+            self._alpha_now = self.alpha.at(progress, len(self.model.blocks))
+        else:
+            self._alpha_now = self.alpha.at(progress)
         for network in {self.model, self._short}:
-            if isinstance(self.alpha, BottomUpAlpha):
-                alphas = self.alpha.at(progress, len(self.model.blocks))
-                network.blocks.alpha = alphas[: len(network.blocks)]
+            if isinstance(self._alpha_now, tuple):
+                network.blocks.alpha = self._alpha_now[: len(network.blocks)]
             else:
                 anneal(network, self.alpha.at).step(progress)
 
@@ -160,7 +188,6 @@ class Trainer:
             "model": self.model.state_dict(),
             "loss": self.loss.state_dict() if isinstance(self.loss, nn.Module) else None,
             "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
             "step": self.step.index,
             "random": torch.get_rng_state(),
         }
@@ -170,7 +197,6 @@ class Trainer:
         if isinstance(self.loss, nn.Module):
             self.loss.load_state_dict(state["loss"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
         self.step = self.step._replace(index=state["step"])
         torch.set_rng_state(state["random"])
         if self.step.index:

@@ -15,6 +15,7 @@ from benchmarks.paper.experiments import EXPERIMENTS
 from benchmarks.paper.spec import PRESETS
 
 RUNS_LEFT, SOME_FAILED = 3, 1
+_JOBS_ON_A_CARD = 4
 _SEEDS = {"smoke": 1, "small": 2, "paper": 3}
 
 
@@ -39,7 +40,9 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1")
     parser.add_argument(
-        "--jobs", type=int, help="runs at once (the cores on a CPU, else 1), also on one card"
+        "--jobs",
+        type=int,
+        help=f"runs at once: the cores on a CPU, {_JOBS_ON_A_CARD} on a card, which they share",
     )
     parser.add_argument(
         "--budget", type=float, metavar="SECONDS",
@@ -54,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     names = list(EXPERIMENTS) if arguments.all else arguments.experiment
     seeds = _SEEDS[arguments.preset] if arguments.seeds is None else arguments.seeds
-    jobs = arguments.jobs or (os.cpu_count() if arguments.device == "cpu" else 1)
+    jobs = arguments.jobs or (os.cpu_count() if arguments.device == "cpu" else _JOBS_ON_A_CARD)
     if not (names or arguments.report) or seeds < 1 or jobs < 1:
         print("name an experiment, or --all or --report; --seeds and --jobs take at least 1")
         return 2

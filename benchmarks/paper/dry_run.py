@@ -30,7 +30,7 @@ def training_flops(training: Training) -> float:
 
 def describe(names: Iterable[str], preset: str, seeds: int) -> str:
     """A table of all networks; one that several experiments share is counted once."""
-    rows, counted, total = [], set(), 0.0
+    rows, counted, total, all_steps = [], set(), 0.0, 0
     for name in names:
         plan = EXPERIMENTS[name].plan(preset)
         for network, training in plan.trainings.items():
@@ -39,15 +39,17 @@ def describe(names: Iterable[str], preset: str, seeds: int) -> str:
             own = network if "tasks" in plan.options else None
             shared = (repr(training), own) in counted
             counted.add((repr(training), own))
+            steps = training.recipe.epochs * training.recipe.steps_per_epoch(samples(training.data))
             total += 0 if shared else flops * seeds
+            all_steps += 0 if shared else steps * seeds
             rows.append([
                 name, network, training.data.name, str(samples(training.data)),
-                str(training.recipe.epochs), training.loss,
+                str(training.recipe.epochs), str(steps), training.loss,
                 "shared" if shared else f"{flops / 1e12:.4g}",
             ])  # fmt: skip
-    heads = ["experiment", "network", "data", "samples", "epochs", "loss", "TFLOPs a seed"]
+    heads = ["experiment", "network", "data", "samples", "epochs", "steps", "loss", "TFLOPs a seed"]
     left_out = "\n".join(f"not run: {what}: {why}" for what, why in NOT_RUN.items())
     return (
-        f"{table(heads, rows)}\n\n{seeds} seeds: {total / 1e12:.4g} TFLOPs in all, if every "
-        f"network shared is trained once.\n{left_out}"
+        f"{table(heads, rows)}\n\n{seeds} seeds: {total / 1e12:.4g} TFLOPs in all, in "
+        f"{all_steps} steps, if every network shared is trained once.\n{left_out}"
     )

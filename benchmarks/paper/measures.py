@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from acn_kernels import analysis
-from acn_kernels.blocks import HistoryStack
-from acn_kernels.inference import EarlyExit, cutoff_depth, entropy, exit_threshold, probe_logits
-from acn_kernels.inference.early_exit import first_exit
-from acn_kernels.inference.segment_times import expected_seconds
-from acn_kernels.timing import interleaved_seconds
+from acn_kernels.inference import cutoff_depth
 from acn_kernels.training.digits import Split
-from acn_kernels.training.losses import BranchLoss
 from benchmarks.paper.data import Prepared
 from benchmarks.paper.networks import build, one_input
-from benchmarks.paper.spec import Metrics, Training
-from benchmarks.paper.trained import Trained, accuracy_by_depth, batches
+from benchmarks.paper.spec import Metrics, Plan, Training
+from benchmarks.paper.trained import Context, Trained, accuracy_by_depth, batches
 
 CUTOFF_DROP = 0.01  # a point of accuracy
 _PROBED = 1000  # samples that linear probes are fitted on
@@ -41,6 +35,12 @@ def depth_profile(model, data: Split) -> Metrics:
         "depth_used": cutoff / layers,
         "effective_depth": analysis.effective_depth(accuracy).item() / layers,
     }
+
+
+def profile(context: Context, plan: Plan, network: str) -> Metrics:
+    """The depth profile of one of a plan's networks: what many experiments measure."""
+    training = plan.trainings[network]
+    return depth_profile(context.trained(training).model, context.data(training.data).test)
 
 
 def linear_probes(model, data: Prepared) -> list[float]:
@@ -77,7 +77,8 @@ def under_noise(model, data: Prepared, seed: int) -> Metrics:
 
 
 def to_reach(trained: Trained, accuracy: float) -> Metrics:
-    """Epochs and seconds of training until the test accuracy was reached; None where it was not."""
+    """Epochs and seconds of training until the test accuracy, watched in every epoch, was reached;
+    None where it was not."""
     reached = [epoch for epoch, got in enumerate(trained.test_accuracy, 1) if got >= accuracy]
     epochs = min(reached, default=None)
     seconds = None if epochs is None else sum(trained.seconds[:epochs])
@@ -109,79 +110,3 @@ def mean_loss(model, data: Split) -> float:
         F.cross_entropy(model(images), labels, reduction="sum") for images, labels in batches(data)
     )
     return total.item() / len(data.labels)
-
-
-def cut(model, data: Split) -> Metrics:
-    """The network cut at a point below its own accuracy: what it saves without an exit."""
-    profile = depth_profile(model, data)
-    cost = analysis.costs(model, data.images[:1], [profile["cutoff"], len(model.blocks)])
-    leaving = [0.0] * (len(model.blocks) + 1)
-    seconds = _seconds(model, data, profile["cutoff"], [], leaving)
-    return {
-        **profile,
-        "flops_speedup": (cost.flops[1] / cost.flops[0]).item(),
-        "clock_speedup": seconds["full"] / seconds["truncated"],
-    }
-
-
-def early_exit(trained: Trained, data: Split, tau: float) -> Metrics:
-    """Leaving at an entropy below ``tau``: at branches with heads of their own where the loss has
-    them, else at every layer with the shared head.
-
-    flops_speedup_within_a_point: at the boldest threshold that costs at most a point on these very
-    samples. clock_speedup: the time of the full network over that of early exit, batches as they
-    come: measured with the shared head, expected from measured segments with branches.
-    """
-    model, layers = trained.model, len(trained.model.blocks)
-    branched = isinstance(trained.loss, BranchLoss)
-    if branched:
-        exits = trained.loss.depths
-        logits = torch.cat([
-            trained.loss.logits_by_depth(model, images) for images, _ in batches(data)
-        ], dim=1)  # fmt: skip
-        chosen = first_exit(entropy(logits), range(len(exits)), tau)
-    else:
-        exits = list(range(1, layers))
-        logits, _ = probe_logits(model, batches(data))
-        logits = logits[1:]
-        chosen = first_exit(entropy(logits), range(layers - 1), tau)
-    depth = torch.tensor([*exits, layers])[chosen.cpu()]
-    right = logits[chosen, torch.arange(len(chosen))].argmax(-1) == data.labels
-    flops, full = _flops_spent(model, data, depth, exits)
-    bold = exit_threshold(logits, data.labels, range(len(exits)), CUTOFF_DROP)
-    boldly = first_exit(entropy(logits), range(len(exits)), bold)
-    bold_depth = torch.tensor([*exits, layers])[boldly.cpu()]
-    leaving = (depth.bincount(minlength=layers + 1).double() / len(depth)).tolist()
-    seconds = _seconds(model, data, layers, exits, leaving)
-    if not branched and not isinstance(model.blocks, HistoryStack):
-        seconds["early exit"] = _measured_seconds(model, data, exits, tau)
-    return {
-        "accuracy": (logits[-1].argmax(-1) == data.labels).double().mean().item(),
-        "exit_accuracy": right.double().mean().item(),
-        "mean_depth": depth.double().mean().item(),
-        "flops_speedup": full / flops,
-        "flops_speedup_within_a_point": full / _flops_spent(model, data, bold_depth, exits)[0],
-        "clock_speedup": seconds["full"] / seconds["early exit"],
-    }
-
-
-def _flops_spent(model, data: Split, depth: Tensor, exits: list[int]) -> tuple[float, int]:
-    """Mean FLOPs of a sample that leaves at ``depth`` [N], every head it passed included, and
-    those of the full network."""
-    layers = len(model.blocks)
-    cost = analysis.costs(model, data.images[:1])
-    head = 2 * model.head.in_features * model.head.out_features
-    heads = torch.tensor([sum(e < k for e in exits) for k in range(layers + 1)])
-    return (cost.flops + heads * head)[depth].double().mean().item(), cost.flops[-1].item()
-
-
-def _seconds(model, data, depth, exits, leaving) -> dict[str, float]:
-    return expected_seconds(model, data.images[:_GRADIENT_BATCH], depth, exits, leaving)
-
-
-def _measured_seconds(model, data: Split, exits: list[int], tau: float) -> float:
-    """For one sample."""
-    images = data.images[:_GRADIENT_BATCH]
-    early = EarlyExit(model, exits, tau)
-    samples = interleaved_seconds({"early": lambda: early(images)}, 9, images.device)["early"]
-    return sorted(samples)[len(samples) // 2] / len(images)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,16 @@ from acn_kernels.analysis import contributions_over_training
 from acn_kernels.files import written_whole
 from benchmarks.paper import records
 from benchmarks.paper.experiments import EXPERIMENTS, NOT_RUN
-from benchmarks.paper.verdicts import Verdict, judge
+from benchmarks.paper.spec import over_seeds
+from benchmarks.paper.verdicts import EQUAL, LEGEND, Verdict, judge
 from benchmarks.report.tables import table
 
 _BY_DEPTH = "accuracy_by_depth"
-_LEGEND = (
-    "`same`: the difference has the paper's sign; `better`: and at least its size; `worse`: it has "
-    "not; `not run`: not measured. Where the paper finds two networks equal, a point of accuracy "
-    "decides. The difference is the first network's number minus the "
-    "second's, mean ± deviation over the seeds. Absolute numbers are for orientation: the data are "
-    "JPEG copies of CIFAR-10."
+_INTRODUCTION = (
+    "Every row compares two networks: means over the seeds, and the first minus the second, seed "
+    "by seed, as mean ± deviation (the spread). `expected` is the sign that the paper finds, or "
+    "where it has no such experiment, the sign aimed at. CIFAR-10 is there as JPEG copies, on "
+    "which accuracies are slightly lower."
 )
 
 
@@ -51,13 +52,21 @@ def markdown(results: dict[str, dict[str, Any]]) -> str:
             f"**Preset {', '.join(presets)}: reduced depth, width, samples and epochs; these are "
             "not the paper's settings.**"
         )
-    parts.append(_LEGEND)
+    words = "\n".join(f"- `{word}`: {meaning}" for word, meaning in LEGEND.items())
+    one_seed = "With one seed there is no spread, and the sign alone decides."
+    parts += [_INTRODUCTION, words, f"{EQUAL}. {one_seed}"]
+    judged = {
+        name: [judge(row, results[name]["runs"] if name in results else {}) for row in e.rows]
+        for name, e in EXPERIMENTS.items()
+    }
+    parts.append(overview(judged))
     for name, experiment in EXPERIMENTS.items():
-        result = results.get(name)
-        verdicts = [judge(row, result["runs"] if result else {}) for row in experiment.rows]
-        parts += [f"## {experiment.title}", *([experiment.note + "."] if experiment.note else [])]
+        result, verdicts = results.get(name), judged[name]
+        parts.append(f"## {experiment.title}")
+        if experiment.note:
+            parts.append(f"{experiment.note[0].upper()}{experiment.note[1:]}.")
         if result is not None:
-            parts.append(f"{result['seeds']} seeds, {result['seconds']:.0f} s of work.")
+            parts.append(f"{_count(result['seeds'], 'seed')}, {result['seconds']:.0f} s of work.")
         parts.append(rows(verdicts))
         if result is not None and experiment.summary is not None:
             parts.append(experiment.summary(result["runs"]))
@@ -68,26 +77,49 @@ def markdown(results: dict[str, dict[str, Any]]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def overview(judged: Mapping[str, Sequence[Verdict]]) -> str:
+    """How many rows of each experiment came out how."""
+    cells = [
+        [EXPERIMENTS[name].title, *(str(sum(v.word == word for v in verdicts)) for word in LEGEND)]
+        for name, verdicts in judged.items()
+    ]
+    return table(["rows", *LEGEND], cells)
+
+
 def rows(verdicts: Sequence[Verdict]) -> str:
     cells = []
     for v in verdicts:
         paper = "-" if v.row.paper is None else (
-            f"{v.row.paper[0]:g} - {v.row.paper[1]:g} = {v.paper_difference:+.3g}"
+            f"{v.row.paper[0]:g} against {v.row.paper[1]:g}: {v.paper_difference:+.3g}"
         )  # fmt: skip
         sign = ("equal", "more", "less")[v.row.sign]
-        ours = "-" if v.difference is None else (
-            f"{v.ours:.4g} - {v.other:.4g} = {v.difference:+.3g} ± {v.spread:.2g}"
-        )  # fmt: skip
         compared = f"{v.row.of} against {v.row.against}"
-        cells.append([v.row.what, compared, ours, paper, sign, v.word])
-    heads = ["what", "networks", "ours", "the paper's", "its sign", "verdict"]
+        cells.append([v.row.what, compared, *_ours(v), paper, sign, v.word])
+    heads = ["what", "networks", "ours", "difference", "the paper's", "expected", "verdict"]
     return table(heads, cells)
+
+
+def _ours(v: Verdict) -> tuple[str, str]:
+    """The two numbers and their difference, all with the same decimals: two of percentages and
+    points, else what four digits of the larger number leave."""
+    if v.difference is None:
+        return ("-", "-") if v.word == "not run" else (f"never in {_count(v.seeds, 'seed')}", "-")
+    largest = max(abs(v.ours), abs(v.other))
+    decimals = 2 if v.row.scale == 100 or not largest else (
+        min(max(3 - math.floor(math.log10(largest)), 0), 6)
+    )  # fmt: skip
+    spread = "" if v.spread is None else f" ± {v.spread:.{decimals}f}"
+    part = "" if v.compared == v.seeds else f" (in {v.compared} of {v.seeds} seeds)"
+    return (
+        f"{v.ours:.{decimals}f} against {v.other:.{decimals}f}{part}",
+        f"{v.difference:+.{decimals}f}{spread}",
+    )
 
 
 def depth_table(result: dict[str, Any]) -> str:
     """Accuracy in %, by network and depth, means over the seeds."""
     means = {
-        network: 100 * _over_seeds(seeds, _BY_DEPTH).mean(0)
+        network: 100 * over_seeds(seeds, _BY_DEPTH).mean(0)
         for network, seeds in result["runs"].items()
     }
     most = max(len(mean) for mean in means.values())
@@ -102,12 +134,14 @@ def pictures(results: dict[str, dict[str, Any]], folder: Path) -> None:
     for name, result in results.items():
         title = EXPERIMENTS[name].title
         if _has_curves(result):
-            curves = {n: _over_seeds(seeds, _BY_DEPTH) for n, seeds in result["runs"].items()}
+            curves = {n: over_seeds(seeds, _BY_DEPTH) for n, seeds in result["runs"].items()}
             deepest = max(curve.shape[1] for curve in curves.values())
             alike = {n: c for n, c in curves.items() if c.shape[1] == deepest}
             plotting.lines(
                 alike, range(deepest), folder / f"{name}.png", "layers used", "test accuracy", title
             )
+        elif EXPERIMENTS[name].draw is not None:
+            EXPERIMENTS[name].draw(result["runs"], folder / f"{name}.png")
         for network, seeds in result["runs"].items():
             first, named = next(iter(seeds.values())), network.replace(" ", "-")
             if "gradient_norms" in first:
@@ -127,8 +161,8 @@ def _has_curves(result: dict[str, Any]) -> bool:
     )
 
 
-def _over_seeds(seeds: dict[str, Any], key: str) -> torch.Tensor:
-    return torch.tensor([metrics[key] for metrics in seeds.values()], dtype=torch.float64)
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _conditions(results: dict[str, dict[str, Any]]) -> str:
@@ -137,4 +171,6 @@ def _conditions(results: dict[str, dict[str, Any]]) -> str:
         values = dict.fromkeys(str(r["environment"].get(key)) for r in results.values())
         facts.append(f"- {key}: {', '.join(values)}")
     devices = dict.fromkeys(r["device"] for r in results.values())
+    if any(device.startswith("cuda") for device in devices):
+        facts.append("- matrix products: TF32")
     return "\n".join([f"- device: {', '.join(devices)}", *facts])

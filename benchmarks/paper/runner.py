@@ -22,7 +22,8 @@ from benchmarks.throughput.environment import environment, sources
 
 @dataclass(frozen=True)
 class Settings:
-    """What is run and where. jobs: processes at once, each with its share of the cores."""
+    """What is run and where. jobs: processes at once, each with its share of the cores, all of
+    them on the one GPU that ``device`` may name."""
 
     preset: str
     seeds: int
@@ -100,17 +101,20 @@ def _ends(todo: list[Unit], settings: Settings):
     """(unit, how it ended) as they end: None, OutOfTime, Absent, or the error's text."""
     work = [(unit, settings) for unit in todo]
     if settings.jobs == 1 or len(work) < 2:
+        _set_up(settings.device, 1)
         yield from map(_run_unit, work)
         return
     # Spawned, because CUDA does not survive a fork.
     with multiprocessing.get_context("spawn").Pool(
-        min(settings.jobs, len(work)), _set_threads, [settings.jobs]
+        min(settings.jobs, len(work)), _set_up, [settings.device, settings.jobs]
     ) as pool:
         yield from pool.imap_unordered(_run_unit, work)
 
 
-def _set_threads(jobs: int) -> None:
+def _set_up(device: str, jobs: int) -> None:
     torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
+    if torch.device(device).type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32
 
 
 def _run_unit(work: tuple[Unit, Settings]):

@@ -45,6 +45,9 @@ SST2 = {
     "small": Data("sst2", train=2000, tokens=24, words=_WORDS["small"]),
     "paper": Data("sst2", tokens=64, words=_WORDS["paper"]),
 }
+# Images that networks of the small preset are soon sure of; with their shape in a Mixer.
+FASHION = {"small": Data("fashion", train=4000, test=2000), "paper": Data("fashion")}
+_FASHION_PATCH = {"small": 7, "paper": 4}
 _LR = {"smoke": 3e-3, "small": 2e-3, "paper": 1e-3}
 
 
@@ -56,6 +59,7 @@ def training(
     data: Data | None = None,
     family: str = "mixer",
     loss: str = "final",
+    watch: bool = False,
     track: bool = False,
     batch: dict[str, int] | None = None,
     lr: dict[str, float] | None = None,
@@ -67,7 +71,18 @@ def training(
     changes = {**sized, "wiring": wiring, **changes}
     pairs = tuple(sorted(changes.items()))
     own = SST2 if family == "bert" else CIFAR
-    return Training(data or own[preset], name, pairs, recipe, loss, track=track)
+    return Training(data or own[preset], name, pairs, recipe, loss, watch=watch, track=track)
+
+
+def twins(preset: str, epochs: dict[str, dict[str, int]], **options: Any) -> dict[str, Training]:
+    """The "residual" network and the "ACN"; ``epochs``: of each by preset, ``options`` as above."""
+    wirings = {"residual": "residual", "ACN": "acn"}
+    return {name: training(preset, wirings[name], epochs[name], **options) for name in epochs}
+
+
+def fashion_shape(preset: str) -> dict[str, int]:
+    """The changes to a CIFAR Mixer that make it read Fashion-MNIST."""
+    return {"channels": 1, "image_size": 28, "patch_size": _FASHION_PATCH[preset]}
 
 
 def layers(preset: str, family: str = "mixer") -> int:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
 
 from acn_kernels.alpha_schedule import AlphaSchedule
 from acn_kernels.training.schedules import BottomUpAlpha, DepthSchedule, FreezeSchedule
@@ -16,6 +20,7 @@ if TYPE_CHECKING:
 ALIKE = 1.0  # a point of accuracy
 PRESETS = ("smoke", "small", "paper")
 Metrics = dict[str, Any]  # numbers, and lists of numbers for pictures
+Runs = dict[str, dict[str, Metrics]]  # by network, then by seed
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,7 @@ class Data:
     0, 1, .. (None: all). train, test: the first so many samples (None: all); per_class: the first
     so many training samples of each class. tokens: of every sentence, cut or padded to so many
     (0: these are images; digits have 64). words: in the vocabulary (0: MiniLM's pieces of words).
+    held_out: which part of SST-2 to test on, "dev" or "test".
     """
 
     name: str
@@ -35,6 +41,7 @@ class Data:
     per_class: int | None = None
     tokens: int = 0
     words: int = 0
+    held_out: str = "dev"
 
 
 @dataclass(frozen=True)
@@ -42,8 +49,9 @@ class Training:
     """Everything that a trained network follows from, beside its seed and the code.
 
     model: a preset of acn_kernels.models, or one of benchmarks.paper.text_models. changes: to its
-    configuration, as sorted pairs. loss: a name in benchmarks.paper.trained.LOSSES. track: keep the
-    gradient norms of every epoch. first: how the weights begin, a name in FIRST_WEIGHTS there.
+    configuration, as sorted pairs. loss: a name in benchmarks.paper.trained.LOSSES. watch: test
+    after every epoch, not only the last. track: do so at all depths, and keep the gradient norms of
+    every epoch. first: how the weights begin, a name in FIRST_WEIGHTS there.
     start: the training whose network this one goes on from, cut
     where this one has fewer layers.
     """
@@ -56,6 +64,7 @@ class Training:
     alpha: AlphaSchedule | BottomUpAlpha | None = None
     depth: DepthSchedule | None = None
     freeze: FreezeSchedule | None = None
+    watch: bool = False
     track: bool = False
     first: str = "default"
     start: Training | None = None
@@ -90,7 +99,8 @@ class Row:
 @dataclass(frozen=True)
 class Experiment:
     """note: where it deviates from the paper, in words. measure: (context, plan, network).
-    summary: what the report says of the metrics by network and seed, beside the rows."""
+    summary: what the report says of the metrics by network and seed, beside the rows. draw: makes
+    a picture of them, into the file given."""
 
     name: str
     title: str
@@ -98,4 +108,20 @@ class Experiment:
     measure: Callable[[Context, Plan, str], Metrics]
     rows: tuple[Row, ...]
     note: str = ""
-    summary: Callable[[dict[str, dict[str, Metrics]]], str] | None = None
+    summary: Callable[[Runs], str] | None = None
+    draw: Callable[[Runs, Path], None] | None = None
+
+
+def over_seeds(seeds: dict[str, Metrics], key: str) -> Tensor:
+    """[seeds, ...] fp64: one of a network's metrics."""
+    return torch.tensor([metrics[key] for metrics in seeds.values()], dtype=torch.float64)
+
+
+def fewer_layers(accuracy: tuple[float, float], layers: tuple[float, float]) -> tuple[Row, ...]:
+    """The claim that an ACN has its residual twin's accuracy with fewer layers. accuracy, layers:
+    the paper's, of ACN and twin, in % of all."""
+    return (
+        Row("accuracy, points", "accuracy", "ACN", "residual", 0, accuracy, 100),
+        Row("layers used, %", "depth_used", "ACN", "residual", -1, layers, 100),
+        Row("accuracy lost at half depth, points", "half_drop", "ACN", "residual", -1, None, 100),
+    )

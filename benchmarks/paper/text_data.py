@@ -18,8 +18,7 @@ Encode = Callable[[Sequence[str]], Tensor]
 
 
 def sentences(data: Data, folder: str | None) -> tuple[Split, Split]:
-    """Token ids [N, data.tokens] int64 and labels, to train on and to test; the latter from the
-    development set, as in the paper.
+    """Token ids [N, data.tokens] int64 and labels, to train on and to test.
 
     Raises:
         ValueError, FileNotFoundError: the data folder is not named, or lacks the files; MiniLM's
@@ -29,7 +28,7 @@ def sentences(data: Data, folder: str | None) -> tuple[Split, Split]:
         (texts[:count], labels[:count])
         for (texts, labels), count in (
             (sst2(folder, "train"), data.train),
-            (sst2(folder, "dev"), data.test),
+            (sst2(folder, data.held_out), data.test),
         )
     )
     encode = word_ids(train[0], data) if data.words else _piece_ids(data.tokens)

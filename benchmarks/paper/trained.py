@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from acn_kernels.analysis import GradientHistory
 from acn_kernels.files import written_whole
 from acn_kernels.inference import probe
 from acn_kernels.training.digits import Split
-from acn_kernels.training.initialisation import dirac_, scaled_
+from acn_kernels.training.initialisation import dirac_
 from acn_kernels.training.losses import (
     BranchLoss,
     LayerSkipLoss,
@@ -44,10 +45,12 @@ LOSSES = {
     "deep supervision": lambda c: deep_supervision(c.width, c.classes, c.depth),
 }
 
+# Those that do the same at every step, and so may be replayed on a GPU.
+REPEATING = ("final", "shared head", "branches", "deep supervision")
+
 FIRST_WEIGHTS = {
     "default": lambda model: None,
     "dirac": lambda model: dirac_(model),
-    "scaled": lambda model: scaled_(model.blocks),
 }
 
 
@@ -62,8 +65,9 @@ class OutOfTime(Exception):
 @dataclass
 class Trained:
     """A network in eval mode (the layers that took part at the end), its loss (branches hold
-    heads), and by epoch the training loss, the test accuracy, the seconds of training and, where
-    tracked, the gradient norms [layers] and the test accuracy by depth."""
+    heads), and by epoch the training loss, the seconds of training, the test accuracy (only the
+    last, if nobody watched) and, where tracked, the gradient norms [layers] and the test accuracy
+    by depth."""
 
     model: nn.Module
     loss: object
@@ -114,7 +118,7 @@ class Context:
                 by_depth = accuracy_by_depth(trainer.network, data.test).tolist()
                 kept.accuracy_by_depth.append(by_depth)
                 kept.test_accuracy.append(by_depth[-1])
-            else:
+            elif training.watch or trainer.done:
                 kept.test_accuracy.append(accuracy(trainer.network, data.test))
             over = self.deadline is not None and time.time() > self.deadline
             if trainer.done or over or time.time() > saved + _SECONDS_BETWEEN_SAVES:
@@ -122,6 +126,8 @@ class Context:
                 saved = time.time()
             if over and not trainer.done:
                 raise OutOfTime
+        if trainer.not_replayed is not None:
+            print(f"steps run as they are, not replayed: {trainer.not_replayed}", file=sys.stderr)
         kept.model = trainer.network.eval()
         return kept
 
@@ -137,6 +143,7 @@ class Context:
         trainer = Trainer(
             model, training.recipe, len(data.train.labels), loss, training.alpha,
             training.depth, training.freeze, history.note if history else None,
+            replay=torch.device(self.device).type == "cuda" and training.loss in REPEATING,
         )  # fmt: skip
         return trainer, Trained(model, loss), history
 

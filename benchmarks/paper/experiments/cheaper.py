@@ -38,11 +38,8 @@ WAYS = {
     "ACN": Way(),
     "ACN, twice the epochs": Way(epochs=2),
     "annealed": Way(alpha=ANNEALED),
-    "annealed to 0.8": Way(alpha=AlphaSchedule(0.0, 0.8, 0.6)),
-    "annealed to 0.5": Way(alpha=AlphaSchedule(0.0, 0.5, 0.5)),
     "annealed from the bottom up": Way(alpha=BottomUpAlpha(1.0, 0.5)),
     "ACN, Dirac weights": Way(first="dirac"),
-    "ACN, scaled weights": Way(first="scaled"),
     "annealed, then the lower half": Way(epochs=4 / 3, alpha=ANNEALED, depth=LOWER_HALF),
     "annealed, lower layers freeze": Way(
         epochs=1.2, alpha=ANNEALED, freeze=FreezeSchedule(0.5, 0.5)
@@ -56,7 +53,7 @@ def plan(preset):
     trainings = {}
     for name, way in WAYS.items():
         epochs = {preset: round(EPOCHS[preset] * way.epochs)}
-        one = training(preset, way.wiring, epochs)
+        one = training(preset, way.wiring, epochs, watch=True)
         trainings[name] = replace(
             one, alpha=way.alpha, depth=way.depth, freeze=way.freeze, first=way.first
         )
@@ -67,9 +64,12 @@ def measure(context, plan, name):
     training = plan.trainings[name]
     trained, data = context.trained(training), context.data(training.data)
     profile = measures.depth_profile(trained.model, data.test)
+    half = profile["accuracy_by_depth"][plan.options["half"]]
     return {
         **profile,
-        "half_accuracy": profile["accuracy_by_depth"][plan.options["half"]],
+        "half_accuracy": half,
+        # Of the network as it is put to use: the twin whole, an ACN cut in half.
+        "kept_accuracy": profile["accuracy"] if name == TWIN else half,
         "epochs": training.recipe.epochs,
         "seconds": sum(trained.seconds),
         "flops": measures.training_flops(training, len(data.train.labels)),
@@ -80,9 +80,16 @@ def measure(context, plan, name):
 def _rows(way):
     return (
         Row(f"accuracy, points: {way}", "accuracy", way, TWIN, 0, None, 100),
-        Row(f"accuracy at half depth, points: {way}", "half_accuracy", way, TWIN, 1, None, 100),
-        Row(f"training, PFLOPs: {way}", "flops", way, TWIN, -1, None, 1e-15),
-        Row(f"training, seconds: {way}", "seconds", way, TWIN, -1),
+        Row(
+            f"accuracy of half of it against all of the twin, points: {way}",
+            "kept_accuracy",
+            way,
+            TWIN,
+            0,
+            None,
+            100,
+        ),
+        Row(f"seconds of the whole training: {way}", "seconds", way, TWIN, -1),
         Row(f"seconds to the twin's accuracy: {way}", "seconds_to_reach", way, TWIN, -1),
     )
 
@@ -93,6 +100,7 @@ EXPERIMENT = Experiment(
     plan,
     measure,
     tuple(row for way in WAYS if way != TWIN for row in _rows(way)),
-    "no experiment of the paper; the sign is what we aim at",
+    "no experiment of the paper; the sign is what we aim at. No longer repeated, as they did not "
+    "beat the ACN itself: end points of alpha below 1 (0.8 and 0.5), scaled first weights",
     functools.partial(winners.ranking, twin=TWIN),
 )

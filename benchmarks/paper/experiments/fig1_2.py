@@ -38,7 +38,7 @@ EXPERIMENT = Experiment(
         Row("accuracy lost at half depth, points", "half_drop", "ACN", "residual", -1, None, 100),
         Row("the same of the DG-only ACN", "half_drop", "DG-only ACN", "residual", -1, None, 100),
         Row("the same against feed-forward", "half_drop", "ACN", "feed-forward", -1, None, 100),
-        Row("share of layers used", "depth_used", "ACN", "residual", -1, None, 100),
+        Row("layers used, %", "depth_used", "ACN", "residual", -1, None, 100),
         Row("accuracy, points", "accuracy", "ACN", "DG-only ACN", 1, None, 100),
         Row("DG/FG of the lower half", "early_dg_fg", "ACN", "residual", 1),
         Row("gradient in the lower half, %", "early_gradient", "ACN", "residual", 1, None, 100),

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from benchmarks.paper import measures
-from benchmarks.paper.sizes import CIFAR, training
+from benchmarks.paper.sizes import CIFAR, twins
 from benchmarks.paper.spec import Experiment, Plan, Row
 
 EPOCHS = {
@@ -17,16 +17,10 @@ def plan(preset):
     trainings = {}
     for classes in CLASSES:
         data = replace(CIFAR[preset], classes=tuple(range(classes)) if classes < 10 else None)
-        for name, wiring in (("residual", "residual"), ("ACN", "acn")):
-            trainings[f"{name}, {classes} classes"] = training(
-                preset, wiring, EPOCHS[name], data=data
-            )
+        # Watched as those of the cheaper training are, which some of them then are.
+        for name, training in twins(preset, EPOCHS, data=data, watch=True).items():
+            trainings[f"{name}, {classes} classes"] = training
     return Plan(trainings)
-
-
-def measure(context, plan, name):
-    training = plan.trainings[name]
-    return measures.depth_profile(context.trained(training).model, context.data(training.data).test)
 
 
 def _row(what, of, against, paper):
@@ -37,7 +31,7 @@ EXPERIMENT = Experiment(
     "fig4",
     "Fig. 4: task difficulty, CIFAR-10 with 2, 5, 10 classes",
     plan,
-    measure,
+    measures.profile,
     (
         _row("layers used, %, 2 classes", "ACN, 2 classes", "residual, 2 classes", (8, 16)),
         _row("layers used, %, 5 classes", "ACN, 5 classes", "residual, 5 classes", (10, 16)),

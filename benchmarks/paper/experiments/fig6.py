@@ -1,10 +1,10 @@
 """Fig. 6: 100 samples a class."""
 
 from benchmarks.paper import measures
-from benchmarks.paper.sizes import training
+from benchmarks.paper.sizes import twins
 from benchmarks.paper.spec import Data, Experiment, Plan, Row
 
-EPOCHS = {"smoke": 3, "small": 20, "paper": 150}
+EPOCHS = {"smoke": 3, "small": 15, "paper": 150}
 DATA = {
     "smoke": Data("digits", per_class=20, test=200),
     "small": Data("cifar10", per_class=100, test=1000),
@@ -13,10 +13,7 @@ DATA = {
 
 
 def plan(preset):
-    return Plan({
-        name: training(preset, wiring, EPOCHS, data=DATA[preset])
-        for name, wiring in (("residual", "residual"), ("ACN", "acn"))
-    })  # fmt: skip
+    return Plan(twins(preset, {"residual": EPOCHS, "ACN": EPOCHS}, data=DATA[preset]))
 
 
 def measure(context, plan, name):

@@ -2,9 +2,10 @@
 
 from dataclasses import replace
 
+from acn_kernels import plotting
 from benchmarks.paper import pruning
 from benchmarks.paper.experiments import fig5
-from benchmarks.paper.spec import Experiment, Plan, Row
+from benchmarks.paper.spec import Experiment, Plan, Row, over_seeds
 from benchmarks.paper.trained import accuracy
 
 KEPT = (0.8, 0.6, 0.4, 0.2)  # by magnitude
@@ -54,6 +55,14 @@ def _row(what, metric, method):
     return Row(f"accuracy, points, weights: {what}", metric, of, against, 1, None, 100)
 
 
+def draw(runs, file):
+    """Accuracy over the share of the weights that is left."""
+    sizes = {name: next(iter(seeds.values()))["kept"] for name, seeds in runs.items()}
+    curves = {name: over_seeds(seeds, "accuracy_by_kept") for name, seeds in runs.items()}
+    labels = ("share of weights left", "test accuracy")
+    plotting.lines(curves, sizes, file, *labels, EXPERIMENT.title)
+
+
 EXPERIMENT = Experiment(
     "fig7",
     "Fig. 7: pruning BERT on SST-2",
@@ -66,4 +75,5 @@ EXPERIMENT = Experiment(
           for method, dropped in DROPPED.items() for i in range(2)),
     ),
     "the networks of Fig. 5; movement pruning goes on from them",
+    draw=draw,
 )  # fmt: skip

@@ -1,6 +1,6 @@
 """Not in the paper: an ACN from a residual network that is trained already.
 
-alpha rises from 0 over a fine-tuning, and the upper half is cut at its end or on the way. Against
+alpha rises from 0 over a fine-tuning, and the upper half is cut at its end or beforehand. Against
 that stand the same fine-tuning of the lower half alone (layers dropped beforehand), and of the
 whole residual network with the losses of Aligned and LayerSkip.
 """
@@ -8,7 +8,6 @@ whole residual network with the losses of Aligned and LayerSkip.
 from dataclasses import dataclass, replace
 
 from acn_kernels.alpha_schedule import AlphaSchedule
-from acn_kernels.training.schedules import DepthSchedule
 from acn_kernels.training.trainer import Recipe
 from benchmarks.paper import measures
 from benchmarks.paper.experiments import fig3, fig5
@@ -22,10 +21,9 @@ WHOLE, BEFORE, DROPPED = "residual", "before", "layers dropped"
 
 @dataclass(frozen=True)
 class Way:
-    """depth: of the fine-tuning. dropped: only the lower half is there from the beginning."""
+    """dropped: only the lower half is there from the beginning, at half the cost."""
 
     alpha: AlphaSchedule | None = None
-    depth: DepthSchedule | None = None
     loss: str = "final"
     dropped: bool = False
 
@@ -33,10 +31,7 @@ class Way:
 WAYS = {
     WHOLE: Way(),
     "annealed": Way(AlphaSchedule(0.0, 1.0, 0.5)),
-    "annealed to 0.5": Way(AlphaSchedule(0.0, 0.5, 0.5)),
-    "annealed to 0.2, then cut": Way(
-        AlphaSchedule(0.0, 0.2, 0.25), DepthSchedule(((0.0, 1.0), (0.25, 0.5)))
-    ),
+    "annealed to 0.1, cut before": Way(AlphaSchedule(0.0, 0.1, 0.25), dropped=True),
     DROPPED: Way(dropped=True),
     "Aligned": Way(loss="shared head"),
     "LayerSkip": Way(loss="layerskip"),
@@ -49,7 +44,7 @@ def _ways(whole: Training, depth: int, key: str):
     trainings = {BEFORE: replace(whole, recipe=replace(whole.recipe, epochs=0))}
     for name, way in WAYS.items():
         trainings[name] = replace(
-            whole, alpha=way.alpha, depth=way.depth, loss=way.loss,
+            whole, alpha=way.alpha, loss=way.loss,
             changes=half if way.dropped else whole.changes,
         )  # fmt: skip
     return Plan(trainings, {"half": depth // 2})
@@ -58,8 +53,8 @@ def _ways(whole: Training, depth: int, key: str):
 TEXT_EPOCHS = {"small": 2, "paper": 3}
 LR = {"small": 2e-4, "paper": 5e-5}
 TEXT = {
-    "small": Data("sst2", train=640, test=436, tokens=16),
-    "paper": Data("sst2", tokens=64),
+    "small": Data("sst2", train=512, test=600, tokens=16, held_out="test"),
+    "paper": Data("sst2", tokens=64, held_out="test"),
 }
 
 
@@ -105,7 +100,7 @@ def _rows():
           for name in cut if name.startswith("annealed")
           for against in (DROPPED, "Aligned", "LayerSkip")),
         *(Row("accuracy of all layers, points", "accuracy", name, WHOLE, 0, None, 100)
-          for name in ("annealed", "annealed to 0.5")),
+          for name in ("annealed",)),
     )  # fmt: skip
 
 
@@ -116,7 +111,11 @@ TEXT_EXPERIMENT = Experiment(
     measure,
     _rows(),
     "no experiment of the paper; the sign is what we aim at. `before`: fresh linear classifiers "
-    "on the network as it was found",
+    "on the network as it was found. Judged on the test sentences. Not kept, as in trials with "
+    "2,000 sentences and one or two seeds none was better than dropping the layers: learned scales "
+    "through which the head reads the outputs of all layers, starting from the last one alone or "
+    "from all alike; one head at half and at full depth; the same until half-time, the upper exit "
+    "teaching the lower one, and then the lower half alone",
 )
 IMAGE_EXPERIMENT = Experiment(
     "pretrained_vit",

@@ -1,16 +1,17 @@
 """Table 3: tasks one after the other, and what of the earlier ones is forgotten."""
 
 import functools
+from dataclasses import replace
 
 from benchmarks.paper import continual
-from benchmarks.paper.sizes import CIFAR, training
+from benchmarks.paper.sizes import CIFAR, FASHION, fashion_shape, training
 from benchmarks.paper.spec import Data, Experiment, Plan, Row
 
 EPOCHS = {"smoke": 1, "small": 3, "paper": 10}
 PER_TASK = {"smoke": 2, "small": 2}
 DEPTH = {"smoke": 4, "small": 5, "paper": 5}
 STRENGTH = 1.0
-FASHION = {"small": Data("fashion", train=2000, test=1000), "paper": Data("fashion")}
+FASHION_DATA = {**FASHION, "small": replace(FASHION["small"], train=2000, test=1000)}
 
 
 def plan(preset, data=None, classes=10, per_task=2, **changes):
@@ -27,9 +28,7 @@ def plan(preset, data=None, classes=10, per_task=2, **changes):
 def plan_fashion(preset):
     if preset == "smoke":
         return plan(preset)
-    patch = {"small": 7, "paper": 4}[preset]
-    shape = {"channels": 1, "image_size": 28, "patch_size": patch}
-    return plan(preset, FASHION[preset], **shape)
+    return plan(preset, FASHION_DATA[preset], **fashion_shape(preset))
 
 
 def plan_cifar100(preset, depth):

@@ -2,7 +2,7 @@
 
 from benchmarks.paper import measures
 from benchmarks.paper.experiments import fig1_2
-from benchmarks.paper.sizes import layers, training
+from benchmarks.paper.sizes import layers, training, twins
 from benchmarks.paper.spec import Experiment, Plan, Row
 
 EPOCHS = {"smoke": 2, "small": 8, "paper": 700}
@@ -12,21 +12,13 @@ def plan(preset):
     tracked = fig1_2.plan(preset).trainings
     shared = {name: tracked[name] for name in ("residual", "ACN")}
     if preset == "paper":
-        shared = {
-            name: training(preset, wiring, EPOCHS)
-            for name, wiring in (("residual", "residual"), ("ACN", "acn"))
-        }
+        shared = twins(preset, {"residual": EPOCHS, "ACN": EPOCHS})
     few = {"smoke": layers(preset), "small": 5, "paper": 10}[preset]
     return Plan({
         **shared,
         "DenseNet": training(preset, "densenet", EPOCHS, depth=few),
         "DenseFormer": training(preset, "denseformer", EPOCHS),
     })  # fmt: skip
-
-
-def measure(context, plan, name):
-    training = plan.trainings[name]
-    return measures.depth_profile(context.trained(training).model, context.data(training.data).test)
 
 
 def _rows(against, accuracy):
@@ -40,6 +32,6 @@ EXPERIMENT = Experiment(
     "table5",
     "Table 5: residual, DenseNet-style, DenseFormer-style and ACN Mixers",
     plan,
-    measure,
+    measures.profile,
     (*_rows("residual", 90.3), *_rows("DenseNet", 90.3), *_rows("DenseFormer", 90.4)),
 )

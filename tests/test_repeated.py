@@ -1,0 +1,141 @@
+"""Steps that are recorded and replayed train as plain ones do."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from tolerances import assert_close
+from torch import nn
+
+from acn_kernels.alpha_schedule import AlphaSchedule
+from acn_kernels.analysis import GradientHistory
+from acn_kernels.models import create
+from acn_kernels.training import repeated
+from acn_kernels.training.digits import Split
+from acn_kernels.training.schedules import DepthSchedule
+from acn_kernels.training.trainer import Recipe, Trainer
+
+
+@pytest.fixture
+def recordings(monkeypatch):
+    """In the place of CUDA graphs: a replay runs the step on the tensors it was recorded with."""
+    made = []
+
+    def recorded(function):
+        result, replays = torch.empty(()), []
+        made.append(replays)
+
+        def replay():
+            replays.append(result.copy_(function()))
+
+        return result, replay
+
+    monkeypatch.setattr(repeated, "recorded", recorded)
+    return made
+
+
+def network() -> nn.Module:
+    made = create("acn_mixer_digits", depth=4)
+    nn.init.normal_(made.head.weight, std=0.3)
+    return made
+
+
+def train(model, samples: Split, epochs: int, recording: bool, **schedules):
+    history = GradientHistory(model)
+    trainer = Trainer(
+        model, Recipe(epochs, batch_size=8), len(samples.labels), after_backward=history.note,
+        replay=True, **schedules,
+    )  # fmt: skip
+    if not recording:
+        trainer._repeated.obstacle = "steps run as they are"
+        assert trainer.not_replayed == "steps run as they are"
+    losses = []
+    while not trainer.done:
+        losses.append(trainer.train_epoch(samples))
+        history.next_column()
+    return torch.tensor(losses), torch.stack(history.columns)
+
+
+def check_alike(device: str, epochs: int = 4, **schedules) -> None:
+    model = network().to(device)
+    twin = copy.deepcopy(model)
+    samples = Split(
+        torch.randn(36, 1, 8, 8, device=device), torch.randint(10, (36,), device=device)
+    )
+    plain = train(model, samples, epochs, False, **schedules)
+    replayed = train(twin, samples, epochs, True, **schedules)
+    for one, other in zip(plain, replayed, strict=True):
+        assert_close(one, other, torch.float32, roundings=200)
+    if device == "cpu":  # the very same operations
+        for one, other in zip(model.parameters(), twin.parameters(), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_the_learning_rate_in_a_tensor_follows_the_schedule():
+    samples = Split(torch.randn(16, 1, 8, 8), torch.randint(10, (16,)))
+    model = network()
+    trainers = [
+        Trainer(copy.deepcopy(model), Recipe(3, batch_size=4), 16, replay=replay)
+        for replay in (False, True)
+    ]
+    while not trainers[0].done:
+        losses = [trainer.train_on(*(part[:4] for part in samples)) for trainer in trainers]
+        assert_close(*losses, roundings=200)
+        rates = [float(trainer.optimizer.param_groups[0]["lr"]) for trainer in trainers]
+        assert rates[1] == pytest.approx(rates[0], rel=1e-6)
+
+
+def test_replayed_steps_train_as_plain_ones_do(recordings):
+    """Batches of 8, 8, 8, 8 and 4: those of 4 are recorded in the fourth epoch."""
+    check_alike("cpu")
+    assert [len(replays) for replays in recordings] == [16 - 3, 4 - 3]
+
+
+def test_what_changes_is_recorded_anew(recordings):
+    """alpha moves in the first of six epochs, and stands; the upper half comes in half-time."""
+    check_alike(
+        "cpu",
+        epochs=6,
+        alpha=AlphaSchedule(0.0, 1.0, 1 / 6),
+        depth=DepthSchedule(((0.0, 0.5), (0.5, 1.0))),
+    )
+    # Batches of 8 in the epochs 2 and 3, then in the last three.
+    assert [len(replays) for replays in recordings] == [8 - 3, 12 - 3]
+
+
+def test_what_cannot_be_recorded_runs_as_it_is(monkeypatch):
+    def refuses(function):
+        raise RuntimeError("operation not permitted when stream is capturing\nand so on")
+
+    monkeypatch.setattr(repeated, "recorded", refuses)
+    check_alike("cpu")
+    steps = repeated.Repeated(lambda images, labels: images.sum())
+    inputs = torch.ones(2), torch.ones(2)
+    assert [steps("key", *inputs).item() for _ in range(6)] == [2.0] * 6
+    assert steps.obstacle == "operation not permitted when stream is capturing"
+
+
+def test_resumed_training_goes_on_with_its_learning_rate(recordings):
+    samples = Split(torch.randn(16, 1, 8, 8), torch.randint(10, (16,)))
+    whole = Trainer(network(), Recipe(4, batch_size=8), 16, replay=True)
+    first = Trainer(copy.deepcopy(whole.model), Recipe(4, batch_size=8), 16, replay=True)
+    for _ in range(2):
+        whole.train_epoch(samples)
+        first.train_epoch(samples)
+    second = Trainer(network(), Recipe(4, batch_size=8), 16, replay=True)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    while not whole.done:
+        assert whole.train_epoch(samples) == second.train_epoch(samples)
+    for one, other in zip(whole.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.gpu
+def test_cuda_graphs_train_as_plain_steps_do(monkeypatch):
+    made = []
+    real = repeated.recorded
+    monkeypatch.setattr(repeated, "recorded", lambda f: made.append(real(f)) or made[-1])
+    check_alike("cuda")
+    assert len(made) == 2
