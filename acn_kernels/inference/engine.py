@@ -69,7 +69,8 @@ class Engine:
                 does not run this family or wiring, or not on this device.
             RuntimeError: the compiled extension is not there.
         """
-        return Engine(_native_class().from_folder(os.fspath(folder), compiled, str(device)))
+        place = str(torch.device(device))
+        return Engine(_native_class().from_folder(os.fspath(folder), compiled, place))
 
     @staticmethod
     def from_model(model: nn.Module) -> Engine:
@@ -152,13 +153,27 @@ class Engine:
         return EngineResult(logits, depths, dict(zip(stops, counts, strict=True)), undecided)
 
     def decided(
-        self, inputs: Tensor, exits: Sequence[int], threshold: float, criterion: str
+        self,
+        inputs: Tensor,
+        exits: Sequence[int],
+        threshold: float,
+        criterion: str,
+        graphs: str = "auto",
+        lag: int = 1,
     ) -> tuple[Tensor, Tensor]:
-        """Logits and depth alone, which on a GPU nobody has waited for; the arguments are taken as
-        they are."""
+        """Logits and depth alone, which on a GPU nobody has waited for.
+
+        Args:
+            inputs, exits, threshold, criterion: as a call takes them.
+            graphs: how a GPU runs a small batch, to measure and test each way: "off", from graphs
+                between two exits ("steps"), from one graph ("whole"), or what is best here. A way
+                by name raises RuntimeError where it cannot be.
+            lag: exits later at which the host learns how many samples stay.
+        """
         return self._native.run(
-            inputs, list(exits), float(threshold), criterion, -1, 0, counts=False
-        )[:2]
+            inputs, list(exits), float(threshold), criterion, -1, 0,
+            counts=False, lag=lag, graphs=graphs,
+        )[:2]  # fmt: skip
 
 
 def _native_class():

@@ -19,7 +19,10 @@ struct Kind {
   double threshold = 0;
   int64_t rows = 0;  // a power of two
 
-  bool operator==(const Kind&) const = default;
+  bool operator==(const Kind& other) const {
+    return stops == other.stops && criterion == other.criterion && threshold == other.threshold &&
+           rows == other.rows;
+  }
 };
 
 // The smallest power of two that holds `rows`, from 1 on.
