@@ -120,7 +120,9 @@ class EarlyExit(nn.Module):
         """
         if is_fsdp(self.model):
             return self._in_step(inputs)
-        engine = None if self._kernel_is_better(inputs) else self._engine(inputs)
+        if self._kernel_is_better(inputs):
+            return self._inside_kernel(self.model.embed(inputs))
+        engine = self._engine(inputs)
         if engine is not None:
             return ExitResult(*engine.decided(inputs, self.exits, self.threshold, self.criterion))
         x = self.model.embed(inputs)

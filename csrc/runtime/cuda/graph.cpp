@@ -3,7 +3,30 @@
 #include <ATen/cuda/CUDAGraph.h>
 #include <c10/cuda/CUDACachingAllocator.h>
 
+#include <map>
+#include <memory>
+
+// Of ATen/cuda/CUDAContextLight.h, which would ask for the headers of every library of CUDA.
+namespace at::cuda {
+void clearCublasWorkspaces();
+}
+
 namespace acn::device {
+
+CaptureStream& CaptureStream::of(c10::DeviceIndex device) {
+  static std::mutex mutex;
+  static auto* const streams = new std::map<c10::DeviceIndex, std::unique_ptr<CaptureStream>>;
+  const std::lock_guard<std::mutex> guard(mutex);
+  std::unique_ptr<CaptureStream>& found = (*streams)[device];
+  if (!found) {
+    const c10::cuda::CUDAGuard on(device);
+    cudaStream_t own = nullptr;
+    // Work on the default stream, from whatever thread, is not to end up in a capture, nor end it.
+    check(cudaStreamCreateWithFlags(&own, cudaStreamNonBlocking), "cudaStreamCreate");
+    found.reset(new CaptureStream{{}, c10::cuda::getStreamFromExternal(own, device)});
+  }
+  return *found;
+}
 
 void GraphPool::during(c10::cuda::CUDAStream stream, const std::function<void()>& body) {
   namespace allocator = c10::cuda::CUDACachingAllocator;
@@ -12,13 +35,20 @@ void GraphPool::during(c10::cuda::CUDAStream stream, const std::function<void()>
   allocator::beginAllocateToPool(stream.device_index(), id_,
                                  [own](cudaStream_t other) { return other == own; });
   device_ = stream.device_index();
+  // cuBLAS keeps memory for each stream, which graphs of their own must not share: forgotten before
+  // and after, it is allocated from the pool and stays in it.
+  at::cuda::clearCublasWorkspaces();
+  const auto end = [&] {
+    at::cuda::clearCublasWorkspaces();
+    allocator::endAllocateToPool(device_, id_);
+  };
   try {
     body();
   } catch (...) {
-    allocator::endAllocateToPool(device_, id_);
+    end();
     throw;
   }
-  allocator::endAllocateToPool(device_, id_);
+  end();
 }
 
 GraphPool::~GraphPool() {

@@ -4,15 +4,26 @@
 #include <c10/core/Allocator.h>
 
 #include <functional>
+#include <mutex>
 
 #include "stream.h"
 
 namespace acn::device {
 
+// Where captures are made, one after the other: nothing else is queued there, from no thread.
+struct CaptureStream {
+  std::mutex mutex;
+  c10::cuda::CUDAStream stream;
+
+  // That of a device, which stays for as long as the process does.
+  static CaptureStream& of(c10::DeviceIndex device);
+};
+
 // What a capture allocates comes from here, and stays at its place for as long as the pool lives.
 class GraphPool {
  public:
-  // Allocations on `stream` go to the pool while body runs; no more than once.
+  // Allocations on `stream` go to the pool while body runs, with those that cuBLAS makes for
+  // itself; no more than once.
   void during(c10::cuda::CUDAStream stream, const std::function<void()>& body);
 
   GraphPool() = default;

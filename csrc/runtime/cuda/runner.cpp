@@ -27,7 +27,7 @@ constexpr size_t kMostSeen = 64;     // kinds that came once
 class Captures {
  public:
   Captures(const Model& model, at::Device device)
-      : model_(model), stream_(c10::cuda::getStreamFromPool(false, device.index())) {}
+      : model_(model), captures_(CaptureStream::of(device.index())) {}
 
   // The captured batch of this kind; null where there is none and none is due.
   std::shared_ptr<CapturedBatch> of(const Kind& kind, const Tensor& input, const Tensor& logits,
@@ -38,7 +38,7 @@ class Captures {
     if (refused_ || !comes_again(kind)) return nullptr;
     if (!asked_) {
       asked_ = true;
-      report_.obstacle = obstacle_to_switch_graph(input, stream_);
+      report_.obstacle = obstacle_to_whole(input);
       whole_ = report_.obstacle.empty();
     }
     for (const bool whole : {true, false}) {
@@ -74,8 +74,9 @@ class Captures {
 
   std::shared_ptr<CapturedBatch> keep(Batches& batches, const Kind& kind, const Tensor& input,
                                       const Tensor& logits, bool whole) {
+    const std::lock_guard<std::mutex> one_at_a_time(captures_.mutex);
     batches.push_front(
-        std::make_shared<CapturedBatch>(model_, kind, input, logits, stream_, whole));
+        std::make_shared<CapturedBatch>(model_, kind, input, logits, captures_.stream, whole));
     ++report_.captured;
     if (batches.size() > kMostCaptured) batches.pop_back();
     return batches.front();
@@ -84,13 +85,18 @@ class Captures {
   std::shared_ptr<CapturedBatch> by_name(const Kind& kind, const Tensor& input, const Tensor& logits,
                                          Graphs wanted) {
     const bool whole = wanted == Graphs::whole;
-    if (whole) {
-      const std::string obstacle = obstacle_to_switch_graph(input, stream_);
-      if (!obstacle.empty()) throw std::runtime_error(text("graphs is whole: ", obstacle));
-    }
     Batches& batches = whole ? wholes_ : steps_;
     if (const auto held = find(batches, kind)) return held;
+    if (whole) {
+      const std::string obstacle = obstacle_to_whole(input);
+      if (!obstacle.empty()) throw std::runtime_error(text("graphs is whole: ", obstacle));
+    }
     return keep(batches, kind, input, logits, whole);
+  }
+
+  std::string obstacle_to_whole(const Tensor& input) {
+    const std::lock_guard<std::mutex> one_at_a_time(captures_.mutex);
+    return obstacle_to_switch_graph(input, captures_.stream);
   }
 
   // Whether this kind came before: what comes once is not worth a capture.
@@ -102,7 +108,7 @@ class Captures {
   }
 
   const Model& model_;
-  c10::cuda::CUDAStream stream_;  // captures, one after the other
+  CaptureStream& captures_;
   mutable std::mutex mutex_;
   Batches held_, steps_, wholes_;  // chosen here, and asked for by name
   std::list<Kind> seen_;
