@@ -91,29 +91,36 @@ std::unique_ptr<ReadyGraph> switch_graph(Steps& steps, cudaStream_t stream) {
   return std::make_unique<ReadyGraph>(chain.graph());
 }
 
-// The first node sets the second by a number in memory; each of that one's three bodies leaves a
-// mark of its own.
+namespace {
+
+// The first node sets the second by `count`; each of that one's three bodies leaves a mark, -1, at
+// a place of its own.
+std::unique_ptr<ReadyGraph> small_graph(const at::Tensor& count, const at::Tensor& mark,
+                                        cudaStream_t stream) {
+  const Chain chain({1, 3});
+  capture_into(chain.body(0, 0), stream, [&] { set(count, chain.handle(1), stream); });
+  for (size_t which = 0; which < 3; ++which) {
+    int32_t* const place = mark.mutable_data_ptr<int32_t>() + which;
+    capture_into(chain.body(1, which), stream, [&] {
+      check(cudaMemsetAsync(place, 0xff, sizeof *place, stream), "cudaMemsetAsync");
+    });
+  }
+  return std::make_unique<ReadyGraph>(chain.graph());
+}
+
+}  // namespace
+
 std::string obstacle_to_switch_graph(const at::Tensor& like, c10::cuda::CUDAStream stream) {
   try {
     const c10::cuda::CUDAStreamGuard guard(stream);
     const at::TensorOptions options = like.options().dtype(at::kInt);
     const at::Tensor count = at::zeros({}, options), mark = at::zeros({3}, options);
-    const Chain chain({1, 3});
-    capture_into(chain.body(0, 0), stream.stream(),
-                 [&] { set(count, chain.handle(1), stream.stream()); });
-    for (int which = 0; which < 3; ++which) {
-      capture_into(chain.body(1, static_cast<size_t>(which)), stream.stream(), [&] {
-        check(cudaMemsetAsync(mark.mutable_data_ptr<int32_t>() + which, 0xff, sizeof(int32_t),
-                              stream.stream()),
-              "cudaMemsetAsync");
-      });
-    }
-    const ReadyGraph graph(chain.graph());
+    const std::unique_ptr<ReadyGraph> graph = small_graph(count, mark, stream.stream());
     const std::vector<std::pair<int64_t, int>> expected{{4, 2}, {0, -1}, {1, 0}, {2, 1}, {3, 2}};
     for (const auto& [value, body] : expected) {
       count.fill_(value);
       mark.zero_();
-      graph.launch(stream.stream());
+      graph->launch(stream.stream());
       const at::Tensor seen = mark.cpu();
       for (int which = 0; which < 3; ++which) {
         if (seen.const_data_ptr<int32_t>()[which] != (which == body ? -1 : 0)) {
