@@ -43,7 +43,7 @@ done
 [ -n "$out" ] || usage
 if [ ${#pieces[@]} -eq 0 ]; then
   pieces=("${all[@]}")
-  [ "$device" = cpu ] || pieces=(build tests sanitizer kernels train train train infer infer exit gpt9x512 report)
+  [ "$device" = cpu ] || pieces=(build tests sanitizer kernels train train train infer infer exit exit gpt9x512 report)
 fi
 mkdir -p "$out"
 python=${PYTHON:-python3}

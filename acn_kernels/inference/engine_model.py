@@ -83,7 +83,7 @@ def _obstacle_on(device: torch.device) -> str:
     """Why the engine does not run on ``device``; empty where it does."""
     if device.type == "cpu" or (device.type == "cuda" and _extension.has_cuda_kernels()):
         return ""
-    return "the extension has no CUDA kernels" if device.type == "cuda" else "no device of its own"
+    return "the extension has no CUDA kernels" if device.type == "cuda" else "it takes cpu or cuda"
 
 
 def _obstacle_in_positions(model: ViT | Mixer) -> str | None:

@@ -197,14 +197,13 @@ def _engine_way(early: acn.EarlyExit, images: Tensor, setting: Setting, way: dic
     def make() -> Way:
         if not setting.on_gpu:
             raise Missing("it is a way of a GPU")
+        given = (images, early.exits, early.threshold, early.criterion)
         try:
             engine = acn.Engine.from_model(early.model)
-            engine.decided(images, early.exits, early.threshold, early.criterion, **way)
+            engine.decided(*given, **way)
         except RuntimeError as error:  # no extension, or no such graphs
             raise Missing(str(error)) from error
-        return lambda: engine.decided(images, early.exits, early.threshold, early.criterion, **way)[
-            0
-        ]
+        return lambda: engine.decided(*given, **way)[0]
 
     return lazily(make)
 
