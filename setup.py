@@ -156,7 +156,7 @@ def native_extension(torch, home: Path | None):
         major = cuda.split(".")[0]
         options["extra_compile_args"]["cxx"].append("-DACN_WITH_CUDA")
         options["extra_compile_args"]["nvcc"] = NVCC_FLAGS
-        options["libraries"] = ["c10_cuda"]
+        options["libraries"] = ["torch_cuda", "c10_cuda"]
         options["library_dirs"] = [str(runtime_library(home, major))]
         options["extra_link_args"] = [f"-l:libcudart.so.{major}"]
         include.append(str(home / "include"))

@@ -54,7 +54,7 @@ done
 [ -n "$out" ] || usage
 if [ ${#pieces[@]} -eq 0 ]; then
   pieces=("${all[@]}")
-  [ "$device" = cpu ] || pieces=(build tests sanitizer kernels train train train infer infer exit gpt9x512 report)
+  [ "$device" = cpu ] || pieces=(build tests sanitizer kernels train train train infer infer exit exit gpt9x512 report)
   [ -z "$brief" ] || pieces=(build tests "${headline[@]}" kernels gpt9x512 exit infer train sanitizer report)
 fi
 mkdir -p "$out"

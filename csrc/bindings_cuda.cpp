@@ -230,7 +230,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> exit_head(
   }
   args.threshold = static_cast<float>(threshold);
   args.logits = logits.mutable_data_ptr();
-  args.entropy = entropy.mutable_data_ptr<float>();
+  args.certainty = entropy.mutable_data_ptr<float>();
   args.stays = stays.mutable_data_ptr<bool>();
   args.live = live.mutable_data_ptr<int32_t>();
   run(x, "exit_head", [&](cudaStream_t s) { return acn::cuda::exit_head(args, s); });

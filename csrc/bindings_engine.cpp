@@ -18,14 +18,27 @@ namespace {
 using Returned = std::tuple<at::Tensor, at::Tensor, std::vector<int64_t>, std::vector<int64_t>,
                             int64_t>;
 
+Graphs graphs_of(const std::string& name) {
+  if (name == "auto") return Graphs::automatic;
+  if (name == "off") return Graphs::off;
+  if (name == "steps") return Graphs::steps;
+  if (name == "whole") return Graphs::whole;
+  throw std::invalid_argument(
+      text("graphs is '", name, "'; it takes one of auto, off, steps, whole"));
+}
+
 Returned run(const Engine& engine, const at::Tensor& images, std::vector<int64_t> exits,
-             double threshold, const std::string& criterion, int64_t depth, int64_t micro_batch) {
+             double threshold, const std::string& criterion, int64_t depth, int64_t micro_batch,
+             bool counts, int64_t lag, const std::string& graphs) {
   RunOptions options;
   options.exits = std::move(exits);
   options.threshold = threshold;
   options.criterion = criterion_of(criterion);
   options.depth = depth;
   options.micro_batch = micro_batch;
+  options.counts = counts;
+  options.lag = lag;
+  options.graphs = graphs_of(graphs);
   Result result = engine.run(images, options);
   return {result.logits, result.depth, result.stops, result.counts, result.undecided};
 }
@@ -47,11 +60,24 @@ void bind_engine(pybind11::module_& m) {
              return std::make_unique<Engine>(parse_config(config), std::move(weights));
            }),
            no_gil)
-      .def_static("from_folder", &Engine::from_folder, no_gil)
+      .def_static(
+          "from_folder",
+          [](const std::string& folder, bool compiled, const std::string& device) {
+            return Engine::from_folder(folder, compiled, at::Device(device));
+          },
+          no_gil)
       .def_property_readonly("compiled_segments", &Engine::compiled_segments)
       .def_property_readonly("default_micro_batch", &Engine::default_micro_batch)
       .def_property_readonly("dtype", [](const Engine& engine) { return engine.dtype(); })
-      .def("run", &run, no_gil);
+      .def_property_readonly("device", [](const Engine& engine) { return engine.device(); })
+      .def_property_readonly("graphs",
+                             [](const Engine& engine) {
+                               const GraphReport report = engine.graphs();
+                               return std::tuple(report.captured, report.held, report.obstacle);
+                             })
+      .def("run", &run, no_gil, py::arg("input"), py::arg("exits"), py::arg("threshold"),
+           py::arg("criterion"), py::arg("depth"), py::arg("micro_batch"),
+           py::arg("counts") = true, py::arg("lag") = 1, py::arg("graphs") = "auto");
 }
 
 }  // namespace acn

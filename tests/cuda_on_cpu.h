@@ -186,6 +186,11 @@ inline int atomicAdd(int* at, int value) {
   return *at - value;
 }
 
+// A conditional node's handle is a pointer to its value.
+inline void cudaGraphSetConditional(unsigned long long handle, unsigned value) {
+  *reinterpret_cast<uint32_t*>(handle) = value;
+}
+
 // The runtime that the launchers call.
 extern "C" inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 extern "C" inline cudaError_t cudaMemsetAsync(void* at, int value, size_t bytes, cudaStream_t) {

@@ -15,6 +15,7 @@ from torch import Tensor
 ROOT = Path(__file__).parents[1]
 LAUNCH = re.compile(r"(\w+(?:<[^<>]*>)?)\s*<<<(.*?)>>>\((.*?)\);", re.DOTALL)
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+CRITERIA = {"entropy": 0, "probability": 1, "margin": 2}
 NORMS = {"none": 0, "layer": 1, "rms": 2}
 
 ENTRIES = """
@@ -22,6 +23,7 @@ ENTRIES = """
 #include "acn/cuda/compact.h"
 #include "acn/cuda/exit_head.h"
 #include "acn/cuda/join.h"
+#include "acn/cuda/switch.h"
 using namespace acn::cuda;
 extern "C" {
 int run_accumulate_norm(const AccumulateNorm* a) { return accumulate_norm(*a, nullptr); }
@@ -30,6 +32,9 @@ int run_exit_head(const ExitHead* a) { return exit_head(*a, nullptr); }
 int run_compact(const Compaction* a) { return compact(*a, nullptr); }
 int run_places(const bool* stays, int64_t samples, int32_t* places, int32_t* count) {
   return compaction_places(stays, samples, places, count, nullptr);
+}
+int run_switch(const int32_t* count, uint32_t* value) {
+  return set_switch(count, reinterpret_cast<ConditionalHandle>(value), nullptr);
 }
 }
 """
@@ -58,8 +63,9 @@ Join = _structure(
 ExitHead = _structure(
     "ExitHead", samples=c_int64, tokens=c_int64, width=c_int64, classes=c_int64, dtype=c_int,
     x=Tokens, y=Tokens, scale=c_void_p, norm_weight=Vector, norm_bias=Vector, eps=c_float,
-    norm=c_int, weight=c_void_p, bias=c_void_p, threshold=c_float, logits=c_void_p,
-    entropy=c_void_p, stays=c_void_p, live=c_void_p,
+    norm=c_int, weight=c_void_p, bias=c_void_p, criterion=c_int, threshold=c_float,
+    logits=c_void_p, certainty=c_void_p, stays=c_void_p, live=c_void_p, sample=c_void_p,
+    depth=c_void_p, stop=c_int64,
 )  # fmt: skip
 Compaction = _structure(
     "Compaction", samples=c_int64, kept=c_int64, places=c_void_p, source=c_void_p,

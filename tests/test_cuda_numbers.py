@@ -6,6 +6,7 @@ Every tensor lies between guards: a stray read meets NaN, a stray write shows.
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 
 import cuda_on_cpu as cuda
@@ -14,6 +15,7 @@ import torch
 from tolerances import assert_close
 
 from acn_kernels import NormSpec, functional, reference
+from acn_kernels.inference.criteria import CRITERIA, certainty
 from acn_kernels.reference import sum_dtype
 from acn_kernels.rows import Rows
 
@@ -185,7 +187,10 @@ def test_join_of_mixed_types(library, memory):
     check_join(library, memory, xs, "rms", memory.draw(7), torch.bfloat16)
 
 
-def run_exit(library, memory, x, y, kind, weight, bias, threshold, scale=None, first=False):
+def run_exit(
+    library, memory, x, y, kind, weight, bias, threshold, scale=None, first=False,
+    criterion="entropy",
+):  # fmt: skip
     samples, tokens, width = x.shape
     norm_weight, norm_bias, spec = norm_of(memory, kind, width, x.dtype)
     logits = memory.empty(samples, len(weight), dtype=x.dtype)
@@ -197,13 +202,14 @@ def run_exit(library, memory, x, y, kind, weight, bias, threshold, scale=None, f
         cuda.Tokens(x.data_ptr(), *x.stride()[:2]),
         cuda.Tokens() if y is None else cuda.Tokens(y.data_ptr(), *y.stride()[:2]),
         cuda.address(scale), cuda.vector(norm_weight), cuda.vector(norm_bias), EPS,
-        cuda.NORMS[kind], weight.data_ptr(), cuda.address(bias), threshold, logits.data_ptr(),
-        entropy.data_ptr(), stays[1:].data_ptr(), live.data_ptr(),
+        cuda.NORMS[kind], weight.data_ptr(), cuda.address(bias), cuda.CRITERIA[criterion],
+        threshold, logits.data_ptr(), entropy.data_ptr(), stays[1:].data_ptr(), live.data_ptr(),
     )  # fmt: skip
     assert library.run_exit_head(ctypes.byref(given)) == 0
     assert not stays[0] and not stays[-1]
     stays = stays[1:-1]
-    assert torch.equal(stays, ~(entropy < threshold)) and int(live) == int(stays.sum())
+    leaves = entropy < threshold if criterion == "entropy" else entropy > threshold
+    assert torch.equal(stays, ~leaves) and int(live) == int(stays.sum())
     return logits, entropy, stays, spec
 
 
@@ -238,17 +244,73 @@ def check_exit(library, memory, shape, classes, dtype, kind, first=False, off=0)
     assert_close(entropy, truth, sum_dtype(dtype), name="entropy", among=8.0)
 
 
-def test_what_is_no_number_never_leaves(library, memory):
+@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("classes", [1, 2, 9, 70])
+def test_exit_head_decides_on_every_criterion(library, memory, classes, criterion):
+    x, y, weight = memory.draw(6, 3, 24), memory.draw(6, 3, 24), memory.draw(classes, 24)
+    run = functools.partial(run_exit, library, memory, x, y, "layer", weight, None)
+    logits, value, _, _ = run(0.5, criterion=criterion)
+    assert_close(value, certainty(logits.double(), criterion), torch.float32, among=8.0)
+    weight[1:2] = weight[:1]  # two classes alike
+    logits, value, _, _ = run(0.5, criterion=criterion)
+    assert_close(value, certainty(logits.double(), criterion), torch.float32, among=8.0)
+
+
+def test_exit_head_of_what_is_left_of_a_batch(library, memory):
+    """Rows of samples [4, 0, 9, 2], in which -1 is nobody's; other samples are left alone."""
+    samples, classes = [4, -1, 0, 9, -1, 2], 5
+    x, y, weight = memory.draw(6, 3, 8), memory.draw(6, 3, 8), memory.draw(classes, 8)
+    expected, entropy, _, _ = run_exit(library, memory, x, y, "none", weight, None, 0.0)
+    live_rows = [row for row, sample in enumerate(samples) if sample >= 0]
+    threshold = entropy[live_rows].sort().values[1:3].mean().item()
+    x[1], y[4] = torch.nan, torch.nan
+    logits, depth = torch.full((10, classes), 7.0), torch.full((10,), -5)
+    sample = torch.tensor(samples, dtype=torch.int32)
+    stays, live = torch.ones(6, dtype=torch.bool), torch.zeros(1, dtype=torch.int32)
+    given = cuda.ExitHead(
+        6, 3, 8, classes, 0, cuda.Tokens(x.data_ptr(), *x.stride()[:2]),
+        cuda.Tokens(y.data_ptr(), *y.stride()[:2]), weight=weight.data_ptr(),
+        threshold=threshold, logits=logits.data_ptr(), certainty=entropy.data_ptr(),
+        stays=stays.data_ptr(), live=live.data_ptr(), sample=sample.data_ptr(),
+        depth=depth.data_ptr(), stop=3,
+    )  # fmt: skip
+    assert library.run_exit_head(ctypes.byref(given)) == 0
+    goes_on = [s >= 0 and bool(entropy[row] >= threshold) for row, s in enumerate(samples)]
+    assert stays.tolist() == goes_on and int(live) == 2 == sum(goes_on)
+    assert sample.tolist() == [s if on else -1 for s, on in zip(samples, goes_on, strict=True)]
+    here = torch.tensor([samples[row] for row in live_rows])
+    assert torch.equal(logits[here], expected[live_rows]) and depth[here].tolist() == [3] * 4
+    others = [s for s in range(10) if s not in samples]
+    assert (logits[others] == 7).all() and (depth[others] == -5).all()
+
+
+@pytest.mark.parametrize(("count", "body"), [
+    (0, 2**32 - 1), (1, 0), (2, 1), (3, 2), (4, 2), (5, 3), (16, 4), (17, 5), (64, 6),
+])  # fmt: skip
+def test_switch_takes_the_smallest_bucket(library, count, body):
+    value = ctypes.c_uint32(99)
+    assert library.run_switch(ctypes.byref(ctypes.c_int32(count)), ctypes.byref(value)) == 0
+    assert value.value == body
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_what_is_no_number_never_leaves(library, memory, criterion):
     x, head = memory.draw(4, 3, 8), memory.draw(5, 8)
     x[1, 0, 0], x[2, 1, 1] = torch.nan, torch.inf
-    _, _, stays, _ = run_exit(library, memory, x, None, "none", head, None, math.inf)
+    always = math.inf if criterion == "entropy" else -math.inf
+    run = functools.partial(run_exit, library, memory, criterion=criterion)
+    _, _, stays, _ = run(x, None, "none", head, None, always)
     assert stays.tolist() == [False, True, True, False]
+    bias = memory.empty(5).fill_(-math.inf)
+    _, value, stays, _ = run(x[:1], None, "none", head, bias, always)
+    assert value.isnan().all() and stays.all()
+
+
+def test_classes_that_cannot_be(library, memory):
+    x, head = memory.draw(1, 3, 8), memory.draw(5, 8)
     bias = memory.empty(5).copy_(torch.tensor([-math.inf, 0.0, -math.inf, 1.0, 2.0]))
-    logits, entropy, _, _ = run_exit(library, memory, x[:1], None, "none", head, bias, 0.0)
+    logits, entropy, _, _ = run_exit(library, memory, x, None, "none", head, bias, 0.0)
     assert_close(entropy, functional.entropy(logits.double()), torch.float32)
-    bias.fill_(-math.inf)
-    _, entropy, stays, _ = run_exit(library, memory, x[:1], None, "none", head, bias, 9.0)
-    assert entropy.isnan().all() and stays.all()
 
 
 @pytest.mark.parametrize("batch", [0, 1, 2, 37, 1500])

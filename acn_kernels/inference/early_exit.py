@@ -73,13 +73,13 @@ class EarlyExit(nn.Module):
     At an exit the head reads norm(y_k) of the samples still under way; those that leave are taken
     out of the batch, the rest go on. NaN is never sure: such a sample runs to full depth.
 
-    A ViT or Mixer on the CPU (fp32, bf16) runs in the C++ engine
-    (:class:`acn_kernels.inference.Engine`) where the extension is built and ``blocks.backend`` is
-    "auto" or "native", with equal results.
+    A ViT or Mixer (fp32, bf16) runs in the C++ engine (:class:`acn_kernels.inference.Engine`) where
+    the extension is built, for a GPU with its CUDA kernels, and ``blocks.backend`` is "auto" or
+    "native", with equal results. On a GPU no host waits for the results.
 
-    A Mixer in half precision on a GPU does all of it in one kernel, in which each sample stops at
-    its own depth (:func:`acn_kernels.functional.mixer_exit`); so does any Mixer that the Triton
-    path can take and whose ``blocks.backend`` is "triton".
+    Before that, a Mixer in half precision on a GPU does all of it in one kernel, in which each
+    sample stops at its own depth (:func:`acn_kernels.functional.mixer_exit`); so does any Mixer
+    that the Triton path can take and whose ``blocks.backend`` is "triton".
 
     Args:
         model: a classifier of :mod:`acn_kernels.models`.
@@ -120,13 +120,24 @@ class EarlyExit(nn.Module):
         """
         if is_fsdp(self.model):
             return self._in_step(inputs)
+        if self._kernel_is_better(inputs):
+            return self._inside_kernel(self.model.embed(inputs))
         engine = self._engine(inputs)
         if engine is not None:
-            return ExitResult(*engine(inputs, self.exits, self.threshold, self.criterion)[:2])
+            return ExitResult(*engine.decided(inputs, self.exits, self.threshold, self.criterion))
         x = self.model.embed(inputs)
         if self.criterion == "entropy" and obstacle_to_mixer_exit(self.model, x) is None:
             return self._inside_kernel(x)
         return self._by_segments(x)
+
+    def _kernel_is_better(self, inputs: Tensor) -> bool:
+        """Whether a Mixer on a GPU runs in one kernel, in which no sample waits for another."""
+        if not inputs.is_cuda or self.criterion != "entropy" or type(self.model) is not Mixer:
+            return False
+        config = self.model.config
+        tokens = (config.image_size // config.patch_size) ** 2
+        embedded = inputs.new_empty(len(inputs), tokens, config.width)  # its shape is what counts
+        return obstacle_to_mixer_exit(self.model, embedded) is None
 
     def _in_step(self, inputs: Tensor) -> ExitResult:
         """Every process runs every layer: FSDP's would wait for one whose samples have all left."""

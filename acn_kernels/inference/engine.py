@@ -28,13 +28,21 @@ class EngineResult(NamedTuple):
 
 
 class Engine:
-    """Truncated and early-exit inference on the CPU, with no Python between the layers: of a ViT,
-    a Mixer, or an ACN BERT that classifies texts.
+    """Truncated and early-exit inference with no Python between the layers: of a ViT, a Mixer, or,
+    on the CPU, an ACN BERT that classifies texts.
 
-    The GIL is released while it runs, and many threads may call one engine at once. Samples go
-    through the layers between two exits in micro-batches that the cache holds, and those that
-    stay are packed into new ones. Logits do not depend on what else is in the batch but for the
-    order in which matrix products of other sizes add (about 1e-6 of their size in fp32).
+    The GIL is released while it runs, and many threads may call one engine at once. Logits do not
+    depend on what else is in the batch but for the order in which matrix products of other sizes
+    add (about 1e-6 of their size in fp32).
+
+    On the CPU samples go through the layers between two exits in micro-batches that the cache
+    holds, and those that stay are packed into new ones.
+
+    On a GPU a batch stays in one piece and decisions on the device: the host learns one exit late
+    how many samples stay, when the device already has the next layers to do. Batches of up to 64
+    samples run from CUDA graphs, captured when their size, exits and threshold come for the
+    second time; with CUDA 12.8 or later the device takes its way through the graph by itself and
+    no host waits inside a batch. The kinds of batches that were used last are kept.
 
     Make one by :meth:`from_folder` or :meth:`from_model`.
     """
@@ -43,27 +51,31 @@ class Engine:
         self._native = native
 
     @staticmethod
-    def from_folder(folder: str | os.PathLike, compiled: bool = False) -> Engine:
+    def from_folder(
+        folder: str | os.PathLike, compiled: bool = False, device: str | torch.device = "cpu"
+    ) -> Engine:
         """The model that ``save_pretrained`` or ``acn-kernels export`` wrote, in the dtype of
         the file (fp32 or bf16).
 
         Args:
             compiled: also load the segments that ``export(aot_exits=...)`` compiled, and run
                 them where a call stops at their ends. They are programs, no data: load those
-                that you trust.
+                that you trust. On the CPU alone.
+            device: where the weights go, "cpu" or a CUDA device.
 
         Raises:
             FileNotFoundError: a file is missing.
             ValueError: a file is damaged, truncated, too long or of another model, or the engine
-                does not run this family or wiring.
+                does not run this family or wiring, or not on this device.
             RuntimeError: the compiled extension is not there.
         """
-        return Engine(_native_class().from_folder(os.fspath(folder), compiled))
+        place = str(torch.device(device))
+        return Engine(_native_class().from_folder(os.fspath(folder), compiled, place))
 
     @staticmethod
     def from_model(model: nn.Module) -> Engine:
-        """The engine of a live ViT, Mixer or ACN BERT for classification; its tensors are shared,
-        so that changes of their values in place count.
+        """The engine of a live ViT, Mixer or ACN BERT for classification, on the device of its
+        tensors; those are shared, so that changes of their values in place count.
 
         Raises:
             ValueError: the engine does not run this model.
@@ -88,8 +100,14 @@ class Engine:
         return self._native.dtype
 
     @property
+    def device(self) -> torch.device:
+        """Where the weights are, and the inputs have to be."""
+        return self._native.device
+
+    @property
     def micro_batch(self) -> int:
-        """Samples that go through a segment together where a call names no other number."""
+        """Samples that go through a segment together on the CPU where a call names no other
+        number."""
         return self._native.default_micro_batch
 
     @property
@@ -114,7 +132,11 @@ class Engine:
             exits: depths from 1 to below the last at which samples may leave.
             threshold, criterion: as :class:`acn_kernels.EarlyExit` takes them.
             depth: layers to run at most; None is all.
-            micro_batch: samples that go through a segment together; None: as the cache holds.
+            micro_batch: samples that go through a segment together on the CPU; None: as the cache
+                holds.
+
+        Returns what it does on the device of the weights; on a GPU the counts make the host wait
+        for the whole batch.
 
         Raises:
             TypeError, ValueError: naming the argument, its value and what is accepted.
@@ -129,6 +151,29 @@ class Engine:
             -1 if depth is None else depth, micro_batch or 0,
         )  # fmt: skip
         return EngineResult(logits, depths, dict(zip(stops, counts, strict=True)), undecided)
+
+    def decided(
+        self,
+        inputs: Tensor,
+        exits: Sequence[int],
+        threshold: float,
+        criterion: str,
+        graphs: str = "auto",
+        lag: int = 1,
+    ) -> tuple[Tensor, Tensor]:
+        """Logits and depth alone, which on a GPU nobody has waited for.
+
+        Args:
+            inputs, exits, threshold, criterion: as a call takes them.
+            graphs: how a GPU runs a small batch, to measure and test each way: "off", from graphs
+                between two exits ("steps"), from one graph ("whole"), or what is best here. A way
+                by name raises RuntimeError where it cannot be.
+            lag: exits later at which the host learns how many samples stay.
+        """
+        return self._native.run(
+            inputs, list(exits), float(threshold), criterion, -1, 0,
+            counts=False, lag=lag, graphs=graphs,
+        )[:2]  # fmt: skip
 
 
 def _native_class():

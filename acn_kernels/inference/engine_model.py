@@ -71,11 +71,19 @@ def _obstacle_in_tensors(model: ViT | Mixer) -> str | None:
     for name, tensor in tensors.items():
         if type(tensor) not in (nn.Parameter, Tensor):
             return f"{name} is a {type(tensor).__name__}"
-        if tensor.device.type != "cpu" or tensor.dtype not in _DTYPES:
-            return f"{name} is {tensor.dtype} on {tensor.device}"
-    if len({tensor.dtype for tensor in tensors.values()}) > 1:
-        return "its tensors are of several dtypes"
+        obstacle = _obstacle_on(tensor.device)
+        if obstacle or tensor.dtype not in _DTYPES:
+            return f"{name} is {tensor.dtype} on {tensor.device}{obstacle and ': ' + obstacle}"
+    if len({(tensor.dtype, tensor.device) for tensor in tensors.values()}) > 1:
+        return "its tensors are of several dtypes, or on several devices"
     return None
+
+
+def _obstacle_on(device: torch.device) -> str:
+    """Why the engine does not run on ``device``; empty where it does."""
+    if device.type == "cpu" or (device.type == "cuda" and _extension.has_cuda_kernels()):
+        return ""
+    return "the extension has no CUDA kernels" if device.type == "cuda" else "it takes cpu or cuda"
 
 
 def _obstacle_in_positions(model: ViT | Mixer) -> str | None:
@@ -130,8 +138,11 @@ def obstacle_to_engine(model: nn.Module, images: Tensor) -> str | None:
         return f"backend is {model.blocks.backend!r}"
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
         return "the operations are being traced or watched"
-    if type(images) is not Tensor or images.device.type != "cpu" or under_autocast(images):
-        return "the images are no plain tensor on the CPU, or autocast is on"
-    if images.dtype not in _DTYPES or images.dtype != model.stem.weight.dtype:
+    if type(images) is not Tensor or under_autocast(images):
+        return "the images are no plain tensor, or autocast is on"
+    weight = model.stem.weight
+    if images.device != weight.device:
+        return f"the images are on {images.device}, the model on {weight.device}"
+    if images.dtype not in _DTYPES or images.dtype != weight.dtype:
         return f"the images are {images.dtype}; it takes fp32 or bf16, the model's"
-    return None
+    return _obstacle_on(images.device) or None

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 import acn_kernels as acn
 from acn_kernels.models import ImageClassifier
-from benchmarks.throughput.case import FASTEST_PEER, Case, Setting, Ways
+from benchmarks.throughput.case import FASTEST_PEER, Case, Missing, Setting, Way, Ways
 from benchmarks.throughput.inference import inference
 from benchmarks.throughput.networks import PlainLoop
-from benchmarks.throughput.peers import ahead_of_time, compiled, onnx_runtime
+from benchmarks.throughput.peers import ahead_of_time, compiled, lazily, onnx_runtime
 
 MASKED, FULL, EXITING = "naive masked loop", "full depth", "EarlyExit"
 _NEAR = 32  # candidate thresholds on either side that are looked at
@@ -146,6 +146,68 @@ def against_fastest_full_depth(
     return build
 
 
+# How the engine may go about a batch on a GPU; graphs are for small ones.
+_ENGINE_WAYS = {
+    "each exit waited for": {"graphs": "off", "lag": 0},
+    "an exit late": {"graphs": "off"},
+    "graphs between exits": {"graphs": "steps"},
+    "one graph": {"graphs": "whole"},
+}
+_GRAPHED_BATCH = 64
+
+
+def engine_on_gpu(preset: str, batch: int, mean_depth: int) -> Callable[[Setting], Ways]:
+    """Early exit through the engine, on each way that it has on a GPU, against all layers from the
+    CUDA graphs of torch.compile."""
+
+    @torch.no_grad()
+    def build(setting: Setting) -> Ways:
+        model, images, exits, early, facts = _exiting(preset, setting, batch, mean_depth)
+        network = nn.Sequential(
+            Stem(model), PlainLoop(model.blocks, model.blocks.norm), Head(model)
+        ).eval()
+        whole = acn.EarlyExit(model, [], 0.0)
+        ways = Ways(_words(preset, len(model.blocks), images, exits), facts=facts)
+        ways.add(FULL, inference(network, images))
+        graphs = f"{FULL}, reduce-overhead"
+        ways.add(
+            graphs, inference(compiled(network, setting, "reduce-overhead"), images), graphed=True
+        )
+        ways.add_ours(f"{EXITING} without exits", lambda: whole(images).logits)
+        ways.add_ours(EXITING, lambda: early(images).logits, like=None, same_work=False)
+        share = facts["mean_depth"] / len(model.blocks)
+        aim = 1 / (0.9 if batch > _GRAPHED_BATCH else 0.8) if setting.on_gpu else None
+        ideal = f"against the ideal, {share:.3f} of reduce-overhead"
+        ways.compare(f"{EXITING} without exits", f"{EXITING} without exits", graphs)
+        ways.compare(f"{EXITING} {ideal}", EXITING, graphs, aim, factor=share)
+        for words, way in _ENGINE_WAYS.items():
+            if way["graphs"] != "off" and batch > _GRAPHED_BATCH:
+                continue
+            name = f"engine, {words}"
+            ways.add_ours(
+                name, _engine_way(early, images, setting, way), like=EXITING, same_work=False
+            )
+            ways.compare(f"{name}, {ideal}", name, graphs, factor=share)
+        return ways
+
+    return build
+
+
+def _engine_way(early: acn.EarlyExit, images: Tensor, setting: Setting, way: dict) -> Way:
+    def make() -> Way:
+        if not setting.on_gpu:
+            raise Missing("it is a way of a GPU")
+        given = (images, early.exits, early.threshold, early.criterion)
+        try:
+            engine = acn.Engine.from_model(early.model)
+            engine.decided(*given, **way)
+        except RuntimeError as error:  # no extension, or no such graphs
+            raise Missing(str(error)) from error
+        return lambda: engine.decided(*given, **way)[0]
+
+    return lazily(make)
+
+
 class Stem(nn.Module):
     """The model's part before its layers, as a module."""
 
@@ -227,6 +289,14 @@ EXIT_CASES = (
             rounds=31 if batch < 1000 else 7,
         )
         for batch in (1, 16, 256, 1024)
+    ),
+    *(
+        Case(f"exit_engine_{name}_b{batch}", engine_on_gpu(preset, batch, 6), rounds=31)
+        for name, preset in (
+            ("mixer_cifar", "acn_mixer_patch4_cifar"),
+            ("vit_small", "acn_vit_small_patch16_224"),
+        )
+        for batch in (1, 16, 256)
     ),
     Case("exit_vit_small_mean6", early_exit("acn_vit_small_patch16_224", 256, 6, 2), rounds=21),
 )

@@ -12,9 +12,10 @@ constexpr int kBlock = 256;
 constexpr int kWarps = kBlock / 32;
 
 // Softmax over some classes: with t = z - top and p = e^t, the entropy is
-// log(sum p) - sum(p t) / sum(p). No large terms.
+// log(sum p) - sum(p t) / sum(p), the largest probability 1 / sum(p). No large terms.
 struct Softmax {
   float top = -INFINITY;
+  float next = -INFINITY;  // the largest but one
   float total = 0.0f;   // sum p
   float moment = 0.0f;  // sum p t
 
@@ -27,16 +28,22 @@ struct Softmax {
     moment = expf(mine) * (moment + mine * total) +
              expf(theirs) * (other.moment + theirs * other.total);
     total = expf(mine) * total + expf(theirs) * other.total;
+    next = fmaxf(fminf(top, other.top), fmaxf(next, other.next));
     top = higher;
   }
 
   static __device__ __forceinline__ Softmax of(float z) {
-    // NaN and +inf make the entropy NaN, as in any softmax.
-    if (z == -INFINITY) return {z, 0.0f, 0.0f};
-    return {z, z - z == 0.0f ? 1.0f : NAN, 0.0f};
+    // NaN and +inf make the sum NaN and with it all that is read from it.
+    if (z == -INFINITY) return {z, z, 0.0f, 0.0f};
+    return {z, -INFINITY, z - z == 0.0f ? 1.0f : NAN, 0.0f};
   }
 
-  __device__ __forceinline__ float entropy() const { return logf(total) - moment / total; }
+  // What the criterion compares; NaN where no class can be.
+  __device__ __forceinline__ float certainty(Criterion criterion) const {
+    if (total == 0.0f) return NAN;
+    if (criterion == Criterion::entropy) return logf(total) - moment / total;
+    return (criterion == Criterion::margin ? 1.0f - expf(next - top) : 1.0f) / total;
+  }
 };
 
 template <class X>
@@ -109,11 +116,10 @@ __device__ __forceinline__ void pool(const ExitHead& args, int64_t sample, const
 
 // The head: every warp takes classes in turn and keeps the softmax of its own.
 template <class X>
-__device__ __forceinline__ Softmax classify(const ExitHead& args, int64_t sample,
+__device__ __forceinline__ Softmax classify(const ExitHead& args, X* logits,
                                             const Columns& columns, const float* pooled,
                                             int warp, int lane) {
   const X* bias = static_cast<const X*>(args.bias);
-  X* logits = static_cast<X*>(args.logits) + sample * args.classes;
   Softmax softmax;
   for (int64_t k = warp; k < args.classes; k += kWarps) {
     const X* weight = static_cast<const X*>(args.weight) + k * columns.width;
@@ -128,31 +134,40 @@ __device__ __forceinline__ Softmax classify(const ExitHead& args, int64_t sample
     z = warp_sum(z) + (bias ? widen(bias[k]) : 0.0f);
     const X rounded = narrow<X>(z);
     if (lane == 0) logits[k] = rounded;
-    softmax.add(Softmax::of(widen(rounded)));  // the entropy is that of what is handed out
+    softmax.add(Softmax::of(widen(rounded)));  // the decision is on what is handed out
   }
   return softmax;
 }
 
-// One block takes one sample.
+// One block takes one row.
 template <class X, int kThreads, int kChunks>
 __global__ void __launch_bounds__(kBlock) exit_head_kernel(ExitHead args) {
   __shared__ __align__(16) float pooled[kThreads * kChunks * kChunk];
   __shared__ Softmax of_warp[kWarps];
   const Columns columns{static_cast<int>(args.width), 0};
   const int all = static_cast<int>(threadIdx.y * kThreads + threadIdx.x);
-  for (int64_t sample = blockIdx.x; sample < args.samples; sample += gridDim.x) {
-    pool<X, kThreads, kChunks>(args, sample, columns, pooled);
-    const Softmax own = classify<X>(args, sample, columns, pooled, all / 32, all % 32);
+  for (int64_t row = blockIdx.x; row < args.samples; row += gridDim.x) {
+    const int64_t sample = args.sample ? args.sample[row] : row;
+    if (sample < 0) {
+      if (all == 0) args.stays[row] = false;
+      continue;
+    }
+    pool<X, kThreads, kChunks>(args, row, columns, pooled);
+    X* logits = static_cast<X*>(args.logits) + sample * args.classes;
+    const Softmax own = classify<X>(args, logits, columns, pooled, all / 32, all % 32);
     if (all % 32 == 0) of_warp[all / 32] = own;
     __syncthreads();
     if (all == 0) {
       Softmax softmax = of_warp[0];
       for (int warp = 1; warp < kWarps; ++warp) softmax.add(of_warp[warp]);
-      const float entropy = softmax.entropy();
-      const bool stays = !(entropy < args.threshold);  // NaN is below nothing
-      args.entropy[sample] = entropy;
-      args.stays[sample] = stays;
-      if (stays) atomicAdd(args.live, 1);  // whole numbers: the order does not show
+      const float sure = softmax.certainty(args.criterion);
+      const bool below = args.criterion == Criterion::entropy;
+      const bool leaves = below ? sure < args.threshold : sure > args.threshold;  // NaN is neither
+      args.certainty[row] = sure;
+      args.stays[row] = !leaves;
+      if (args.depth) args.depth[sample] = args.stop;
+      if (args.sample && leaves) args.sample[row] = -1;
+      if (!leaves) atomicAdd(args.live, 1);  // whole numbers: the order does not show
     }
     __syncthreads();
   }

@@ -27,6 +27,11 @@ void check_threshold(Criterion criterion, double threshold) {
   }
 }
 
+double passed_by_all(Criterion criterion) {
+  const double infinity = std::numeric_limits<double>::infinity();
+  return criterion == Criterion::entropy ? infinity : -infinity;
+}
+
 double certainty(Criterion criterion, const float* logits, int64_t classes) {
   // The two largest; a NaN, which compares with nothing, shows in the sum below.
   double first = -std::numeric_limits<double>::infinity();

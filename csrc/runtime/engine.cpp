@@ -2,6 +2,7 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 #include <c10/core/InferenceMode.h>
 
 #include <algorithm>
@@ -12,6 +13,7 @@
 
 #include "acn/runtime/errors.h"
 #include "aoti_segment.h"
+#include "device.h"
 #include "micro_batch.h"
 #include "model.h"
 #include "regroup.h"
@@ -30,6 +32,9 @@ std::vector<int64_t> stops_of(const RunOptions& options, int64_t layers) {
     throw std::invalid_argument(text("depth is ", last, "; it takes 0 to ", layers));
   }
   check_threshold(options.criterion, options.threshold);
+  if (options.lag < 0) {
+    throw std::invalid_argument(text("lag is ", options.lag, "; it takes a number of exits"));
+  }
   if (options.micro_batch < 0) {
     throw std::invalid_argument(
         text("micro_batch is ", options.micro_batch, "; it takes a number of samples, or 0"));
@@ -67,9 +72,12 @@ struct Engine::Parts {
   Parts(const Config& of, const Tensors& weights, Packages compiled)
       : config(of),
         dtype(weights.begin()->second.scalar_type()),
+        device(weights.begin()->second.device()),
         model((of.family == Family::bert ? text_model : image_model)(of, weights)),
         packages(std::move(compiled)),
-        micro_batch(micro_batch_for(of, dtype == at::kFloat ? 4 : 2, cache_size())) {}
+        micro_batch(micro_batch_for(of, dtype == at::kFloat ? 4 : 2, cache_size())) {
+    if (!device.is_cpu()) runner = device::runner(*model, device);
+  }
 
   // The compiled segment of these layers where there is one.
   std::shared_ptr<const Segment> segment(int64_t begin, int64_t end) const {
@@ -80,9 +88,11 @@ struct Engine::Parts {
 
   Config config;
   at::ScalarType dtype;
+  at::Device device;
   std::unique_ptr<const Model> model;
   Packages packages;
   int64_t micro_batch;
+  std::unique_ptr<const device::Runner> runner;  // null on the CPU
 };
 
 namespace {
@@ -132,13 +142,40 @@ class Run {
   Tensor& depth_;
 };
 
+// The whole batch at once; the host reads how many samples left where in one piece, at the end.
+void run_on_device(const device::Runner& runner, const Tensor& input, const RunOptions& options,
+                   Result& result) {
+  const auto stops = static_cast<int64_t>(result.stops.size());
+  Tensor staying;
+  if (options.counts) staying = at::zeros({stops}, result.depth.options().dtype(at::kInt));
+  runner.run(input, result.stops, options, {result.logits, result.depth, staying});
+  if (!options.counts) {
+    result.counts.clear();
+    return;
+  }
+  const Tensor read = staying.cpu();
+  int64_t live = input.size(0);
+  for (int64_t s = 0; s < stops; ++s) {
+    const int64_t stay = read.const_data_ptr<int32_t>()[s];
+    const bool last = s + 1 == stops;
+    result.counts[static_cast<size_t>(s)] = last ? live : live - stay;
+    if (last) result.undecided = stay;
+    live = stay;
+  }
+}
+
 }  // namespace
 
-Engine Engine::from_folder(const std::string& folder, bool compiled) {
+Engine Engine::from_folder(const std::string& folder, bool compiled, at::Device device) {
+  device::check(device);
+  if (compiled && !device.is_cpu()) {
+    throw std::invalid_argument(text("device is ", device, "; compiled segments run on cpu"));
+  }
   const std::string path = folder + "/config.json";
   try {
     const Config config = parse_config(read_text(path, kConfigBytes));
     Tensors weights = load_weights(folder + "/model.safetensors", config);
+    for (auto& [name, tensor] : weights) tensor = tensor.to(device);
     Packages packages;
     if (compiled && config.family != Family::bert) packages = load_packages(folder, config);
     return Engine(std::make_unique<const Parts>(config, weights, std::move(packages)));
@@ -149,6 +186,7 @@ Engine Engine::from_folder(const std::string& folder, bool compiled) {
 
 Engine::Engine(const Config& config, Tensors weights) {
   check_weights(weights, config);
+  device::check(weights.begin()->second.device());
   const c10::InferenceMode no_autograd;
   parts_ = std::make_unique<const Parts>(config, weights, Packages());
 }
@@ -165,6 +203,10 @@ at::ScalarType Engine::input_dtype() const {
 }
 int64_t Engine::default_micro_batch() const { return parts_->micro_batch; }
 size_t Engine::compiled_segments() const { return parts_->packages.size(); }
+at::Device Engine::device() const { return parts_->device; }
+GraphReport Engine::graphs() const {
+  return parts_->runner ? parts_->runner->graphs() : GraphReport{};
+}
 
 Result Engine::run(const Tensor& given, const RunOptions& options) const {
   const Config& config = parts_->config;
@@ -173,8 +215,13 @@ Result Engine::run(const Tensor& given, const RunOptions& options) const {
   result.stops = stops_of(options, config.depth);
   result.counts.assign(result.stops.size(), 0);
   const int64_t batch = given.size(0);
-  result.logits = at::empty({batch, config.classes}, at::TensorOptions(parts_->dtype));
-  result.depth = at::empty({batch}, at::TensorOptions(at::kLong));
+  const auto options_of = at::TensorOptions(parts_->device);
+  result.logits = at::empty({batch, config.classes}, options_of.dtype(parts_->dtype));
+  result.depth = at::empty({batch}, options_of.dtype(at::kLong));
+  if (parts_->runner) {
+    run_on_device(*parts_->runner, given, options, result);
+    return result;
+  }
 
   const auto samples_a_group = [&](int64_t live) {
     if (options.micro_batch) return options.micro_batch;

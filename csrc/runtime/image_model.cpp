@@ -37,6 +37,7 @@ class ImageModel final : public Model {
   ImageModel(const Config& config, const Tensors& weights)
       : config_(config),
         dtype_(weights.at("stem.weight").scalar_type()),
+        device_(weights.at("stem.weight").device()),
         stem_(config, weights),
         blocks_(blocks_of(config, weights)),
         head_(config, weights) {}
@@ -49,9 +50,9 @@ class ImageModel final : public Model {
                                        "; it takes [batch, ", channels, ", ", size, ", ", size,
                                        "]"));
     }
-    if (!images.is_cpu() || images.scalar_type() != dtype_) {
+    if (images.device() != device_ || images.scalar_type() != dtype_) {
       throw std::invalid_argument(text("images is ", images.scalar_type(), " on ",
-                                       images.device(), "; it takes ", dtype_, " on cpu"));
+                                       images.device(), "; it takes ", dtype_, " on ", device_));
     }
   }
 
@@ -63,9 +64,12 @@ class ImageModel final : public Model {
 
   Tensor logits(const State& state) const override { return head_(state); }
 
+  const Head* head() const override { return &head_; }
+
  private:
   Config config_;
   at::ScalarType dtype_;
+  at::Device device_;
   Stem stem_;
   Blocks blocks_;
   Head head_;
@@ -82,7 +86,7 @@ Stem::Stem(const Config& config, const Tensors& weights)
       projection_{weights.at("stem.weight").flatten(1), weights.at("stem.bias")} {
   if (config.family == Family::vit) {
     positions_ = sincos_2d(config.image_size / patch_, config.width)
-                     .to(projection_.weight.scalar_type());
+                     .to(projection_.weight.options());
   }
   if (config.class_token) class_token_ = weights.at("cls_token");
 }
@@ -101,12 +105,12 @@ Tensor Stem::operator()(const Tensor& images) const {
 }
 
 Head::Head(const Config& config, const Tensors& weights)
-    : first_row_(config.class_token),
-      norm_(norm_at(weights, "blocks.norm")),
-      linear_(linear_at(weights, "head")) {}
+    : first_row(config.class_token),
+      norm(norm_at(weights, "blocks.norm")),
+      linear(linear_at(weights, "head")) {}
 
 Tensor Head::operator()(const State& state) const {
-  return linear_(exit_pool(state.x, state.y, first_row_, norm_));
+  return linear(exit_pool(state.x, state.y, first_row, norm));
 }
 
 }  // namespace acn

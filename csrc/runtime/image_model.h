@@ -21,17 +21,15 @@ class Stem {
   at::Tensor class_token_;  // [D]; undefined: none
 };
 
-class Head {
- public:
+struct Head {
   Head(const Config& config, const Tensors& weights);
 
   // Logits [B, classes] of the sum y + x.
   at::Tensor operator()(const State& state) const;
 
- private:
-  bool first_row_;
-  LayerNorm norm_;
-  Linear linear_;
+  bool first_row;  // is what the norm reads; else the mean of all normed rows is taken
+  LayerNorm norm;
+  Linear linear;
 };
 
 }  // namespace acn

@@ -9,6 +9,8 @@
 
 namespace acn {
 
+struct Head;
+
 class Model {
  public:
   virtual ~Model() = default;
@@ -24,6 +26,9 @@ class Model {
 
   // Logits [B, classes] of the sum y + x.
   virtual at::Tensor logits(const State& state) const = 0;
+
+  // What logits() does, where it is a pooled norm and one Linear layer; null: it is something else.
+  virtual const Head* head() const { return nullptr; }
 };
 
 std::unique_ptr<const Model> image_model(const Config& config, const Tensors& weights);

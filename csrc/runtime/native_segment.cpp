@@ -1,6 +1,7 @@
 #include "native_segment.h"
 
 #include <ATen/ops/baddbmm.h>
+#include <ATen/ops/gelu.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/relu.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
@@ -124,6 +125,7 @@ Tensor Linear::operator()(const Tensor& x) const { return at::linear(x, weight, 
 // Where x has too few rows for all threads, each computes some of the hidden units instead, and
 // what those add to the output.
 Tensor Mlp::operator()(const Tensor& x) const {
+  if (!x.is_cpu()) return fc2(at::gelu(fc1(x)));
   return sum_of_pieces(fc1.weight.size(0), kLeast, [&](int64_t begin, int64_t end) {
     Tensor hidden = at::linear(x, fc1.weight.slice(0, begin, end));
     bias_gelu(hidden, fc1.bias.slice(0, begin, end));

@@ -22,7 +22,7 @@ inline int64_t free_threads(int64_t size, int64_t least) {
 // one slice and the threads stay free for what body does.
 template <class Body>
 at::Tensor in_pieces(const at::Tensor& x, int64_t axis, int64_t least, const Body& body) {
-  const int64_t size = x.size(axis), threads = free_threads(size, least);
+  const int64_t size = x.size(axis), threads = x.is_cpu() ? free_threads(size, least) : 1;
   if (threads == 1 || threads < at::get_num_threads()) return body(x, 0);
   at::Tensor out = at::empty_like(x);
   at::parallel_for(0, size, least, [&](int64_t begin, int64_t end) {

@@ -3,6 +3,8 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/gelu.h>
+#include <ATen/ops/layer_norm.h>
 
 #include <vector>
 
@@ -10,6 +12,7 @@
 #include "acn/bias_gelu.h"
 #include "acn/exit_pool.h"
 #include "acn/fork.h"
+#include "device.h"
 
 namespace acn {
 namespace {
@@ -36,6 +39,24 @@ struct WideNorm {
   at::Tensor bias;
 };
 
+// On other devices: ATen's operations, but for the sum and its norm in one pass over all rows.
+
+at::Tensor norm_on_device(const at::Tensor& x, const LayerNorm& norm) {
+  return at::layer_norm(x, {x.size(-1)}, norm.weight, norm.bias, LayerNorm::kEps);
+}
+
+at::Tensor accumulate_norm_on_device(const at::Tensor& x, at::Tensor& y, bool first_row,
+                                     const LayerNorm& norm) {
+  if (!first_row) return device::accumulate_norm(x, y, norm);
+  const at::Tensor term = x.narrow(1, 0, 1);
+  if (y.defined()) {
+    y.add_(term);
+  } else {
+    y = at::empty(term.sizes(), term.options().dtype(at::kFloat)).copy_(term);
+  }
+  return norm_on_device(x, norm);
+}
+
 }  // namespace
 
 void parallel_for(int64_t count, int64_t grain, const RangeBody& body) {
@@ -43,6 +64,7 @@ void parallel_for(int64_t count, int64_t grain, const RangeBody& body) {
 }
 
 at::Tensor norm(const at::Tensor& x, const LayerNorm& norm) {
+  if (!x.is_cpu()) return norm_on_device(x, norm);
   const WideNorm wide(norm);
   at::Tensor h = at::empty_like(x);
   ForkForward<float> args;
@@ -61,6 +83,7 @@ at::Tensor norm(const at::Tensor& x, const LayerNorm& norm) {
 
 at::Tensor accumulate_norm(const at::Tensor& x, at::Tensor& y, bool first_row,
                            const LayerNorm& norm) {
+  if (!x.is_cpu()) return accumulate_norm_on_device(x, y, first_row, norm);
   const WideNorm wide(norm);
   const int64_t samples = x.size(0), tokens = x.size(1), width = x.size(2);
   AccumulateNorm<float> args;
@@ -88,6 +111,11 @@ at::Tensor accumulate_norm(const at::Tensor& x, at::Tensor& y, bool first_row,
 }
 
 void bias_gelu(at::Tensor& x, const at::Tensor& bias) {
+  if (!x.is_cpu()) {
+    if (bias.defined()) x.add_(bias);
+    at::gelu_(x);
+    return;
+  }
   at::Tensor wide;
   if (bias.defined()) wide = bias.to(at::kFloat).contiguous();
   BiasGelu args;

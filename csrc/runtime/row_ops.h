@@ -1,4 +1,5 @@
-// The row-wise CPU kernels on tensors, for fp32 and bf16 rows with sums in fp32.
+// The row-wise operations on tensors of fp32 and bf16 rows, with sums in fp32: this package's
+// kernels on the CPU, those of the device elsewhere.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -26,7 +27,8 @@ at::Tensor accumulate_norm(const at::Tensor& x, at::Tensor& y, bool first_row,
 // gelu(x + bias) in place of x [..., D]; an undefined bias is none.
 void bias_gelu(at::Tensor& x, const at::Tensor& bias);
 
-// [B, D] in x's dtype: the mean over the tokens of norm(y + x), or the first of them.
+// [B, D] in x's dtype: the mean over the tokens of norm(y + x), or the first of them. On the CPU:
+// an exit on a device is ExitOps::decide.
 at::Tensor exit_pool(const at::Tensor& x, const at::Tensor& y, bool first_row,
                      const LayerNorm& norm);
 

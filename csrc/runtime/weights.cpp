@@ -96,16 +96,21 @@ Tensors load_weights(const std::string& path, const Config& config) {
 void check_weights(const Tensors& tensors, const Config& config) {
   const std::vector<TensorShape> expected = tensors_of(config);
   at::ScalarType type = at::kFloat;
-  if (!tensors.empty()) type = tensors.begin()->second.scalar_type();
+  at::Device device = at::kCPU;
+  if (!tensors.empty()) {
+    type = tensors.begin()->second.scalar_type();
+    device = tensors.begin()->second.device();
+  }
   check_names(expected, tensors.size(), [&](const TensorShape& shape) {
     const auto found = tensors.find(shape.name);
     if (found == tensors.end()) return false;
     const at::Tensor& tensor = found->second;
     check_shape(shape.name, tensor.sizes(), shape.shape);
-    if (!tensor.is_cpu() || tensor.scalar_type() != type ||
+    if (tensor.device() != device || tensor.scalar_type() != type ||
         (type != at::kFloat && type != at::kBFloat16)) {
       throw FormatError(text("tensor '", shape.name, "' is ", tensor.scalar_type(), " on ",
-                             tensor.device(), "; the engine runs all fp32 or all bf16 on cpu"));
+                             tensor.device(), "; the engine runs all fp32 or all bf16 on ",
+                             device));
     }
     return true;
   });

@@ -22,6 +22,7 @@ INPUT   images [N, channels, size, size]: .npy of float32, or .safetensors with 
   --depth K          at most K layers
   --batch N          samples a call (all)
   --micro-batch N    samples that go through the layers together (as the cache holds)
+  --device NAME      cpu, or cuda where acn_infer was built with it (cpu)
   --threads N        threads (torch's default)
   --aot              run the segments that export --aot compiled: programs, so trust their source
   --bench N          repeat N times and print times in milliseconds
@@ -76,6 +77,7 @@ Arguments parse_arguments(int argc, const char* const* argv) {
   };
   const std::map<std::string, Take> options{
       {"--out", [&](const auto&, const auto& value) { arguments.out = value; }},
+      {"--device", [&](const auto&, const auto& value) { arguments.device = value; }},
       {"--exits", [&](const auto& name, const auto& value) {
          arguments.run.exits = list(name, value);
        }},

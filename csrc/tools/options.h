@@ -17,6 +17,7 @@ struct Arguments {
   std::string model;
   std::string input;
   std::string out;
+  std::string device = "cpu";
   RunOptions run;
   int64_t batch = 0;    // samples a call; 0: all
   int64_t bench = 0;    // timed repetitions; 0: none

@@ -1,6 +1,7 @@
 // exit_head on a GPU: the decision whether a sample may leave, x and y read once.
 #pragma once
 
+#include "acn/criterion.h"
 #include "acn/cuda/vector.h"
 
 namespace acn::cuda {
@@ -27,11 +28,18 @@ struct ExitHead {
   Norm norm = Norm::none;
   const void* weight = nullptr;  // [C, D]
   const void* bias = nullptr;    // [C]; null: none
+  Criterion criterion = Criterion::entropy;
   float threshold = 0;
-  void* logits = nullptr;    // [B, C]
-  float* entropy = nullptr;  // [B], of the logits as rounded
-  bool* stays = nullptr;     // [B]: the entropy is not below the threshold
-  int32_t* live = nullptr;   // how many stay
+  void* logits = nullptr;      // [B, C]
+  float* certainty = nullptr;  // [B], what the criterion compares, of the logits as rounded
+  bool* stays = nullptr;       // [B]: the head is not sure enough, as it never is of NaN
+  int32_t* live = nullptr;     // how many stay
+  // Of what is left of a batch: the sample of each row, whose place it has in logits and depth.
+  // -1 is nobody's row: it is not read and stays false. Becomes -1 where the sample leaves. Null:
+  // row b is sample b.
+  int32_t* sample = nullptr;
+  int64_t* depth = nullptr;  // set to `stop` for every sample here; null: left alone
+  int64_t stop = 0;
 };
 
 // logits = head(mean over tokens of norm(y + scale * x))

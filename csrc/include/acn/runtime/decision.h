@@ -4,18 +4,17 @@
 #include <cstdint>
 #include <string>
 
-namespace acn {
+#include "acn/criterion.h"
 
-enum class Criterion {
-  entropy,      // of the softmax in nats, below the threshold
-  probability,  // the largest one, above the threshold
-  margin,       // of the largest probability over the next, above the threshold
-};
+namespace acn {
 
 // Throws std::invalid_argument: the criterion has another name ("entropy", "probability",
 // "margin"), or the threshold is none for it.
 Criterion criterion_of(const std::string& name);
 void check_threshold(Criterion criterion, double threshold);
+
+// The threshold that all pass but NaN: that of the last layer.
+double passed_by_all(Criterion criterion);
 
 // The number that the criterion compares, of one sample's logits; NaN where they give none.
 double certainty(Criterion criterion, const float* logits, int64_t classes);

@@ -20,7 +20,7 @@ using Tensors = std::map<std::string, at::Tensor>;
 // FormatError.
 Tensors load_weights(const std::string& path, const Config& config);
 
-// Throws std::invalid_argument unless `tensors` are those of `config`, in one dtype, on the CPU.
+// Throws std::invalid_argument unless `tensors` are those of `config`, in one dtype, on one device.
 void check_weights(const Tensors& tensors, const Config& config);
 
 at::ScalarType scalar_type_of(const std::string& dtype);  // FormatError where there is none

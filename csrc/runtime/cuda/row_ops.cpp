@@ -1,0 +1,28 @@
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+
+#include "../device.h"
+#include "acn/cuda/accumulate_norm.h"
+#include "stream.h"
+
+namespace acn::device {
+
+at::Tensor accumulate_norm(const at::Tensor& x, at::Tensor& y, const LayerNorm& norm) {
+  cuda::AccumulateNorm args;
+  args.first = !y.defined();
+  if (args.first) y = at::empty(x.sizes(), x.options().dtype(at::kFloat));
+  at::Tensor h = at::empty_like(x);
+  args.width = x.size(-1);
+  args.rows = x.numel() / args.width;
+  args.x = {x.const_data_ptr(), args.width, dtype_of(x)};
+  args.y = y.mutable_data_ptr<float>();
+  args.h = {h.mutable_data_ptr(), dtype_of(h)};
+  args.weight = vector_of(norm.weight);
+  args.bias = vector_of(norm.bias);
+  args.eps = LayerNorm::kEps;
+  args.norm = Norm::layer;
+  check(cuda::accumulate_norm(args, stream_of(x)), "accumulate_norm");
+  return h;
+}
+
+}  // namespace acn::device

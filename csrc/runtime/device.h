@@ -1,0 +1,38 @@
+// The engine on a GPU: what csrc/runtime/cuda holds, where it was built in.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "acn/runtime/engine.h"
+#include "exit_ops.h"
+#include "model.h"
+#include "row_ops.h"
+
+namespace acn::device {
+
+bool built_in();
+
+// Throws std::invalid_argument where the engine does not run on `device`, naming what it takes.
+void check(at::Device device);
+
+// Adds x to y, or starts the sum where y is undefined, and returns norm(x); all rows of [B, T, D].
+at::Tensor accumulate_norm(const at::Tensor& x, at::Tensor& y, const LayerNorm& norm);
+
+// Runs batches of one model; many threads may call it.
+class Runner {
+ public:
+  virtual ~Runner() = default;
+
+  // `stops` are those of `options`. Results have room for the batch `input`, which the model's
+  // check has passed, and zeros in staying, or none where nobody asks for it.
+  virtual void run(const at::Tensor& input, const std::vector<int64_t>& stops,
+                   const RunOptions& options, const Results& results) const = 0;
+
+  virtual GraphReport graphs() const = 0;
+};
+
+std::unique_ptr<const Runner> runner(const Model& model, at::Device device);
+
+}  // namespace acn::device

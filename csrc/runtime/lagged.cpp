@@ -1,0 +1,30 @@
+#include "lagged.h"
+
+#include <algorithm>
+
+namespace acn {
+namespace {
+
+// A layer reads and writes about as much as this many copies of its state.
+constexpr int64_t kCopiesPerLayer = 8;
+
+}  // namespace
+
+void run_lagged(DevicePass& pass, size_t stops, int64_t rows, int64_t lag) {
+  const size_t late = static_cast<size_t>(lag);
+  int64_t most = rows;
+  for (size_t s = 0; s < stops; ++s) {
+    // What is known of the last stop, or too late to be of use, nobody asks for.
+    pass.advance(s, rows, s + late + 1 < stops);
+    if (s + 1 == stops) return;
+    if (s >= late) most = std::min(most, pass.staying(s - late));
+    if (most == 0) return;
+    rows = pass.pack(s, rows, most);
+  }
+}
+
+bool packing_pays(int64_t rows, int64_t most, int64_t layers) {
+  return (rows - most) * layers * kCopiesPerLayer > most;
+}
+
+}  // namespace acn
