@@ -3,7 +3,6 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/baddbmm.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/linear.h>
 
 #include "acn/mlp.h"
@@ -43,7 +42,8 @@ Tensor packed_mlp(const Tensor& x, const LayerNorm* norm, const Linear& fc1, con
   const Tensor rows = x.contiguous(), bias1 = fc1.bias.contiguous(), bias2 = fc2.bias.contiguous();
   const std::shared_ptr<const Panels> weight1 = fc1.packed->panels();
   const std::shared_ptr<const Panels> weight2 = fc2.packed->panels();
-  Tensor out = empty_rows(x, weight2->outputs());
+  const bool in_place = weight2->outputs() == weight1->inputs();
+  Tensor out = in_place ? rows : empty_rows(x, weight2->outputs());
   ChannelMlp args;
   args.rows = rows.numel() / weight1->inputs();
   args.x = rows.const_data_ptr<float>();
@@ -65,10 +65,9 @@ Tensor packed_mlp(const Tensor& x, const LayerNorm* norm, const Linear& fc1, con
 }
 
 Tensor packed_token_mlp(const Tensor& x, const Linear& fc1, const Linear& fc2) {
-  const Tensor samples = x.contiguous();
+  Tensor samples = x.contiguous();
   const Tensor weight1 = fc1.weight.contiguous(), bias1 = fc1.bias.contiguous();
   const Tensor weight2 = fc2.weight.contiguous(), bias2 = fc2.bias.contiguous();
-  Tensor out = at::empty_like(samples);
   TokenMlp args;
   args.samples = samples.size(0);
   args.tokens = samples.size(1);
@@ -79,9 +78,9 @@ Tensor packed_token_mlp(const Tensor& x, const Linear& fc1, const Linear& fc2) {
   args.bias1 = bias1.const_data_ptr<float>();
   args.weight2 = weight2.const_data_ptr<float>();
   args.bias2 = bias2.const_data_ptr<float>();
-  args.out = out.mutable_data_ptr<float>();
+  args.out = samples.mutable_data_ptr<float>();
   token_mlp(args, tiles_here().front(), parallel_for);
-  return out;
+  return samples;
 }
 
 // ATen's map along the token axis, as a product from the left: nothing is transposed.
@@ -104,7 +103,7 @@ Linear linear_at(const Tensors& weights, const std::string& name) {
   return {weights.at(name + ".weight"), weights.at(name + ".bias")};
 }
 
-Tensor Mlp::operator()(const Tensor& x, const LayerNorm* before) const {
+Tensor Mlp::operator()(Tensor x, const LayerNorm* before) const {
   const int64_t rows = x.numel() / x.size(-1);
   if (fc1.packed && fc2.packed) {
     // A tile of rows for each thread; of fewer rows each computes some of the outputs.
@@ -123,7 +122,7 @@ Tensor Mlp::operator()(const Tensor& x, const LayerNorm* before) const {
   });
 }
 
-Tensor Mlp::over_tokens(const Tensor& x) const {
+Tensor Mlp::over_tokens(Tensor x) const {
   if (fc1.packed && fc2.packed) return packed_token_mlp(x, fc1, fc2);
   return in_pieces(x, 2, kLeast, [&](const Tensor& channels, int64_t) {
     Tensor mixed = map_tokens(fc1, channels);

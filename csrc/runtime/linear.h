@@ -19,15 +19,16 @@ struct Linear {
 
 Linear linear_at(const Tensors& weights, const std::string& name);
 
+// What it is given is its own: the result may come to lie there.
 struct Mlp {
   Linear fc1;
   Linear fc2;
 
   // Of the rows of x [..., D], or of norm(x).
-  at::Tensor operator()(const at::Tensor& x, const LayerNorm* norm = nullptr) const;
+  at::Tensor operator()(at::Tensor x, const LayerNorm* norm = nullptr) const;
 
   // Of the columns of each x[b], x [B, T, D]: along the token axis.
-  at::Tensor over_tokens(const at::Tensor& x) const;
+  at::Tensor over_tokens(at::Tensor x) const;
 };
 
 }  // namespace acn

@@ -91,7 +91,7 @@ class MixerBlock final : public Block {
   }
 
   Tensor run(Tensor h, const Tensor& u, bool) const override {
-    h = token_mlp_.over_tokens(h);
+    h = token_mlp_.over_tokens(std::move(h));
     const Tensor u_rows = u.view({-1, u.size(-1)});
     return over_rows(h, [&](const Tensor& rows, int64_t begin) {
       Tensor out = channel_mlp_(rows, &norm2_);

@@ -243,6 +243,28 @@ TEST(channel_mlps) {
   }
 }
 
+TEST(a_channel_mlp_in_place) {
+  for (const Tiles& tiles : tiles_here()) {
+    const Linear fc1(130, 45), fc2(45, 130);
+    const Panels weight1(fc1.weight.data(), 130, 45, tiles);
+    const Panels weight2(fc2.weight.data(), 45, 130, tiles);
+    for (const Norm norm : {Norm::none, Norm::layer}) {
+      Floats x = random(700 * 45), out(x.size());
+      ChannelMlp args;
+      args.rows = 700;
+      args.x = x.data();
+      args.norm = norm;
+      args.fc1 = &weight1;
+      args.fc2 = &weight2;
+      args.out = out.data();
+      channel_mlp(args, in_pieces);
+      args.out = x.data();
+      channel_mlp(args, in_pieces);
+      EXPECT(x == out);
+    }
+  }
+}
+
 TEST(token_mlps) {
   for (const Tiles& tiles : tiles_here()) {
     for (const int64_t width : {5, 32, 50, 64}) {
@@ -262,6 +284,10 @@ TEST(token_mlps) {
       args.bias2 = fc2.bias.data();
       args.out = out.data();
       token_mlp(args, tiles, in_pieces);
+      Floats in_place = x;
+      args.x = args.out = in_place.data();
+      token_mlp(args, tiles, in_pieces);
+      EXPECT(in_place == out);
       for (int64_t b = 0; b < samples; ++b) {
         const auto begin = x.begin() + b * tokens * width;
         const Doubles columns = transposed({begin, begin + tokens * width}, tokens, width);

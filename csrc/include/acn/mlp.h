@@ -15,7 +15,7 @@ struct ChannelMlp {
   const float* bias1 = nullptr;  // [outputs]; null: none
   const Panels* fc2 = nullptr;
   const float* bias2 = nullptr;
-  float* out = nullptr;  // [N, outputs of fc2] without gaps
+  float* out = nullptr;  // [N, outputs of fc2] without gaps; may be x
 };
 
 // out = fc2(gelu(fc1(norm(x)))) for each row
@@ -31,7 +31,7 @@ struct TokenMlp {
   const float* bias1 = nullptr;    // [hidden]
   const float* weight2 = nullptr;  // [T, hidden]
   const float* bias2 = nullptr;    // [T]
-  float* out = nullptr;            // [B, T, D] without gaps
+  float* out = nullptr;            // [B, T, D] without gaps; may be x
 };
 
 // The MLP along the token axis: out[b] = weight2 gelu(weight1 x[b] + bias1) + bias2. The weights are
