@@ -36,9 +36,9 @@ class Engine:
     stay are packed into new ones.
 
     Of an fp32 Mixer the logits are the same bit for bit whatever else is in the batch, and on any
-    number of threads, where the processor has AVX2 or AVX-512. Elsewhere, and where there is
-    attention, the order in which PyTorch's operations add may differ (about 1e-6 of the logits'
-    size in fp32).
+    number of threads, where the processor has AVX2 or AVX-512 and no weight more than 2^20
+    elements. Elsewhere, and where there is attention, the order in which PyTorch's operations add
+    may differ (about 1e-6 of the logits' size in fp32).
 
     Make one by :meth:`from_folder` or :meth:`from_model`.
     """
@@ -69,13 +69,13 @@ class Engine:
         """The engine of a live ViT, Mixer or ACN BERT for classification. Its tensors are shared:
         a call computes with their values of that moment.
 
-        The fp32 weights of the products are copied too, into the order in which they are read,
-        and copied again where a call finds that they have changed: by the version that PyTorch
-        counts for every tensor, and by comparing some of the values. Not noticed is one change
-        alone: written through ``.data``, which no version counts, to a part of a weight that
-        holds none of those values. (An optimizer, ``load_state_dict`` and whatever else writes
-        under ``no_grad`` are counted.) Of models made in inference mode, whose tensors have no
-        version, no weight is copied.
+        The fp32 weights of the products, up to 2^20 elements each, are copied too, into the order
+        in which they are read, and copied again where a call finds that they have changed: by the
+        version that PyTorch counts for every tensor, and by comparing some of the values. Not
+        noticed is one change alone: written through ``.data``, which no version counts, to a part
+        of a weight that holds none of those values. (An optimizer, ``load_state_dict`` and
+        whatever else writes under ``no_grad`` are counted.) Of models made in inference mode,
+        whose tensors have no version, no weight is copied.
 
         Raises:
             ValueError: the engine does not run this model.

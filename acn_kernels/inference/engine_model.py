@@ -98,8 +98,8 @@ class LiveEngine:
         self._model = model
         # In columns, which C walks through at every call faster than a loop would.
         self._owners, self._names, self._held = zip(*_held_by(model), strict=True)
-        self._tensors = [x for x in self._held if isinstance(x, Tensor)]
-        self._places = list(map(Tensor.data_ptr, self._tensors))
+        tensors = [x for x in self._held if isinstance(x, Tensor)]
+        self._places = _extension.module().Places(tensors)
         modules = [model, *(x for x in self._held if isinstance(x, nn.Module))]
         self._hooks = [hooks for module in modules for hooks in hooks_of(module)]
 
@@ -108,7 +108,7 @@ class LiveEngine:
         engine follows by itself."""
         return (
             all(map(is_, map(dict.get, self._owners, self._names), self._held))
-            and list(map(Tensor.data_ptr, self._tensors)) == self._places
+            and self._places.hold()
             and not any(self._hooks)
             and len(self._model.blocks) == self._model.config.depth
             and self._model.pooled_head is not None

@@ -5,8 +5,8 @@
 namespace acn {
 namespace {
 
-constexpr int64_t kElementsOfBlock = 1 << 16;  // of normed rows and hidden values: the L2 cache
-constexpr int64_t kSumsPerPiece = 1 << 18;     // multiply-adds for which a thread is worth waking
+constexpr int64_t kRowsOfBlock = 128;       // whose hidden values stay in the cache
+constexpr int64_t kSumsPerPiece = 1 << 18;  // multiply-adds for which a thread is worth waking
 
 ACN_CLONES void norm_rows(const ChannelMlp& args, const float* x, float* h, int64_t rows) {
   const int64_t width = args.fc1->inputs();
@@ -33,9 +33,7 @@ void multiply(const Panels& weight, const float* bias, bool gelu, const float* x
 
 void mlp_rows(const ChannelMlp& args, int64_t begin, int64_t end) {
   const int64_t width = args.fc1->inputs(), hidden = args.fc1->outputs();
-  const int64_t fitting = kElementsOfBlock / (width + hidden);
-  const int64_t most = std::max(2 * args.fc1->tiles().rows, fitting);
-  const int64_t blocks = (end - begin + most - 1) / most;
+  const int64_t blocks = (end - begin + kRowsOfBlock - 1) / kRowsOfBlock;
   const int64_t rows = (end - begin + blocks - 1) / blocks;
   const Scratch<float> inside(1, rows * hidden);
   const Scratch<float> normed(1, args.norm == Norm::none ? 0 : rows * width);

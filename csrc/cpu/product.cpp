@@ -35,8 +35,8 @@ namespace baseline {
 #include "product_tile.h"
 }  // namespace baseline
 
-constexpr int64_t kDepthOfBlock = 256;      // of B: two vectors wide, that is what the L1 cache holds
-constexpr int64_t kElementsOfBlock = 1 << 18;  // of A: what the L2 cache holds beside B
+constexpr int64_t kDepthOfBlock = 256;         // of B: two vectors wide, the L1 cache holds it
+constexpr int64_t kElementsOfBlock = 1 << 18;  // of A: the L2 cache holds them beside B
 constexpr int64_t kMostRows = 128;
 constexpr int64_t kSumsPerPiece = 1 << 18;  // multiply-adds for which a thread is worth waking
 
@@ -70,6 +70,10 @@ void multiply_panel(const Tiles& tiles, const Tile& whole, int64_t rows, int64_t
       std::copy_n(whole.column_bias, columns, wide.row(rows));
       std::fill(wide.row(rows) + columns, wide.row(rows) + tiles.columns, 0.0f);
       inside.column_bias = wide.row(rows);
+    }
+    for (int64_t r = 0; whole.add && r < rows; ++r) {
+      std::copy_n(whole.c + r * whole.ldc, columns, wide.row(r));
+      std::fill(wide.row(r) + columns, wide.row(r) + tiles.columns, 0.0f);
     }
     multiply_panel(tiles, inside, rows, tiles.columns);
     for (int64_t r = 0; r < rows; ++r) {

@@ -5,13 +5,16 @@
 namespace acn {
 namespace {
 
+// From here on the L2 cache does not hold the weight, and ATen's product, which also cuts it in
+// blocks, is faster: 0.8 of the time for [3072, 768] and 200 rows.
+constexpr int64_t kMostElements = 1 << 20;
 constexpr int64_t kValues = 16;  // that are compared, in different rows and columns
 
 }  // namespace
 
 std::shared_ptr<const PackedWeight> PackedWeight::of(const at::Tensor& weight) {
-  const bool counts = !weight.is_inference();
-  if (weight.scalar_type() != at::kFloat || !counts || tiles_here().size() == 1) return nullptr;
+  const bool fits = weight.numel() <= kMostElements && tiles_here().size() > 1;
+  if (weight.scalar_type() != at::kFloat || weight.is_inference() || !fits) return nullptr;
   return std::make_shared<const PackedWeight>(weight);
 }
 

@@ -13,8 +13,9 @@ namespace acn {
 // Many threads may share one.
 class PackedWeight {
  public:
-  // Null where the weight [outputs, inputs] is left to ATen: not fp32, an inference tensor, which
-  // counts no changes, or a processor for which there are no tiles of its own.
+  // Null where the weight [outputs, inputs] is left to ATen: it is not fp32, or so large that the
+  // panels do not pay, or an inference tensor, which counts no changes; or the processor has
+  // neither AVX2 nor AVX-512.
   static std::shared_ptr<const PackedWeight> of(const at::Tensor& weight);
 
   explicit PackedWeight(const at::Tensor& weight) : weight_(weight) {}

@@ -64,6 +64,7 @@ TEST(any_strides) {
 
 TEST(what_is_not_packed) {
   EXPECT(!PackedWeight::of(at::randn({4, 3}).to(at::kBFloat16)));
+  EXPECT(!PackedWeight::of(at::empty({3072, 768})));
   const bool fast = tiles_here().size() > 1;
   EXPECT(static_cast<bool>(PackedWeight::of(at::randn({4, 3}))) == fast);
   const c10::InferenceMode no_versions;

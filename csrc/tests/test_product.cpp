@@ -201,6 +201,14 @@ TEST(a_panel_in_place_has_a_bias_for_each_row) {
           EXPECT(n < columns ? std::abs(got - expected) < 1e-4 : got == 7.0f);
         }
       }
+      whole.add = true;
+      multiply_panel(tiles, whole, rows, columns);
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t n = 0; n < columns; ++n) {
+          const double expected = 2 * truth[r * ldb + n] + bias[r];
+          EXPECT(std::abs(c[r * ldc + n] - expected) < 2e-4);
+        }
+      }
     }
   }
 }
