@@ -5,14 +5,19 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 
+def hooks_of(module: nn.Module) -> tuple[dict, ...]:
+    """Where the module keeps what waits to see it called."""
+    return (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+
+
 def has_hooks(module: nn.Module) -> bool:
     """Whether something waits to see ``module`` called."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
+    return any(hooks_of(module))
 
 
 def is_plain_linear(module: nn.Module) -> bool:

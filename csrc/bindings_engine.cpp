@@ -43,6 +43,25 @@ Returned run(const Engine& engine, const at::Tensor& images, std::vector<int64_t
   return {result.logits, result.depth, result.stops, result.counts, result.undecided};
 }
 
+// Where tensors had their numbers when they were listed.
+class Places {
+ public:
+  explicit Places(std::vector<at::Tensor> tensors) : tensors_(std::move(tensors)) {
+    for (const at::Tensor& each : tensors_) places_.push_back(each.const_data_ptr());
+  }
+
+  bool hold() const {
+    for (size_t i = 0; i < tensors_.size(); ++i) {
+      if (tensors_[i].const_data_ptr() != places_[i]) return false;
+    }
+    return true;
+  }
+
+ private:
+  std::vector<at::Tensor> tensors_;
+  std::vector<const void*> places_;
+};
+
 }  // namespace
 
 void bind_engine(pybind11::module_& m) {
@@ -78,6 +97,7 @@ void bind_engine(pybind11::module_& m) {
       .def("run", &run, no_gil, py::arg("input"), py::arg("exits"), py::arg("threshold"),
            py::arg("criterion"), py::arg("depth"), py::arg("micro_batch"),
            py::arg("counts") = true, py::arg("lag") = 1, py::arg("graphs") = "auto");
+  py::class_<Places>(m, "Places").def(py::init<std::vector<at::Tensor>>()).def("hold", &Places::hold);
 }
 
 }  // namespace acn

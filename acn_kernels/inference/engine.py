@@ -31,9 +31,7 @@ class Engine:
     """Truncated and early-exit inference with no Python between the layers: of a ViT, a Mixer, or,
     on the CPU, an ACN BERT that classifies texts.
 
-    The GIL is released while it runs, and many threads may call one engine at once. Logits do not
-    depend on what else is in the batch but for the order in which matrix products of other sizes
-    add (about 1e-6 of their size in fp32).
+    The GIL is released while it runs, and many threads may call one engine at once.
 
     On the CPU samples go through the layers between two exits in micro-batches that the cache
     holds, and those that stay are packed into new ones.
@@ -43,6 +41,11 @@ class Engine:
     samples run from CUDA graphs, captured when their size, exits and threshold come for the
     second time; with CUDA 12.8 or later the device takes its way through the graph by itself and
     no host waits inside a batch. The kinds of batches that were used last are kept.
+
+    Of an fp32 Mixer on the CPU the logits are the same bit for bit whatever else is in the batch,
+    and on any number of threads, where the processor has AVX2 or AVX-512 and no weight more than
+    2^20 elements. Elsewhere, and where there is attention, the order in which PyTorch's operations
+    add may differ (about 1e-6 of the logits' size in fp32).
 
     Make one by :meth:`from_folder` or :meth:`from_model`.
     """
@@ -75,7 +78,15 @@ class Engine:
     @staticmethod
     def from_model(model: nn.Module) -> Engine:
         """The engine of a live ViT, Mixer or ACN BERT for classification, on the device of its
-        tensors; those are shared, so that changes of their values in place count.
+        tensors. Those are shared: a call computes with their values of that moment.
+
+        On the CPU the fp32 weights of the products, up to 2^20 elements each, are copied too, into the order
+        in which they are read, and copied again where a call finds that they have changed: by the
+        version that PyTorch counts for every tensor, and by comparing some of the values. Not
+        noticed is one change alone: written through ``.data``, which no version counts, to a part
+        of a weight that holds none of those values. (An optimizer, ``load_state_dict`` and
+        whatever else writes under ``no_grad`` are counted.) Of models made in inference mode,
+        whose tensors have no version, no weight is copied.
 
         Raises:
             ValueError: the engine does not run this model.

@@ -1,7 +1,5 @@
 #include "native_segment.h"
 
-#include <ATen/ops/baddbmm.h>
-#include <ATen/ops/gelu.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/relu.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
@@ -15,13 +13,17 @@ namespace {
 
 using at::Tensor;
 
-// The least that a product takes of rows or columns without losing half its speed.
+// The least that ATen's product takes of rows or columns without losing half its speed.
 constexpr int64_t kLeast = 64;
 
 // body(rows, begin) on x [B, T, D] as rows [B T, D]: what a map over the last axis alone needs.
+// In fp32 its products share out the threads themselves.
 template <class Body>
 Tensor over_rows(const Tensor& x, const Body& body) {
-  return in_pieces(x.view({-1, x.size(-1)}), 0, kLeast, body).view(x.sizes());
+  const Tensor rows = x.view({-1, x.size(-1)});
+  const Tensor out = x.scalar_type() == at::kFloat ? body(rows, 0)
+                                                   : in_pieces(rows, 0, kLeast, body);
+  return out.view(x.sizes());
 }
 
 class TransformerBlock final : public Block {
@@ -37,7 +39,7 @@ class TransformerBlock final : public Block {
   Tensor run(Tensor h, const Tensor&, bool first_row) const override {
     Tensor out = first_row ? attend_first(h) : attend(heads(qkv_(h), 3));
     return over_rows(out, [&](const Tensor& rows, int64_t) {
-      return mlp_(norm(proj_(rows), norm2_));
+      return mlp_(proj_(rows), &norm2_);
     });
   }
 
@@ -89,14 +91,10 @@ class MixerBlock final : public Block {
   }
 
   Tensor run(Tensor h, const Tensor& u, bool) const override {
-    h = in_pieces(h, 2, kLeast, [&](const Tensor& channels, int64_t) {
-      Tensor mixed = over_tokens(token_mlp_.fc1, channels);
-      bias_gelu(mixed, {});
-      return over_tokens(token_mlp_.fc2, mixed);
-    });
+    h = token_mlp_.over_tokens(std::move(h));
     const Tensor u_rows = u.view({-1, u.size(-1)});
     return over_rows(h, [&](const Tensor& rows, int64_t begin) {
-      Tensor out = channel_mlp_(norm(rows, norm2_));
+      Tensor out = channel_mlp_(rows, &norm2_);
       if (!closing_) return out;
       Tensor closed = (*closing_)(out).add_(u_rows.narrow(0, begin, rows.size(0)));
       return norm(at::relu_(closed), norm3_);
@@ -104,13 +102,6 @@ class MixerBlock final : public Block {
   }
 
  private:
-  // The map along the token axis, as a product from the left: nothing is transposed.
-  static Tensor over_tokens(const Linear& map, const Tensor& h) {
-    const int64_t samples = h.size(0);
-    const Tensor weight = map.weight.expand({samples, -1, -1});
-    return at::baddbmm(map.bias.view({1, -1, 1}), weight, h);
-  }
-
   Mlp token_mlp_;
   LayerNorm norm2_;
   Mlp channel_mlp_;
@@ -120,25 +111,7 @@ class MixerBlock final : public Block {
 
 }  // namespace
 
-Tensor Linear::operator()(const Tensor& x) const { return at::linear(x, weight, bias); }
-
-// Where x has too few rows for all threads, each computes some of the hidden units instead, and
-// what those add to the output.
-Tensor Mlp::operator()(const Tensor& x) const {
-  if (!x.is_cpu()) return fc2(at::gelu(fc1(x)));
-  return sum_of_pieces(fc1.weight.size(0), kLeast, [&](int64_t begin, int64_t end) {
-    Tensor hidden = at::linear(x, fc1.weight.slice(0, begin, end));
-    bias_gelu(hidden, fc1.bias.slice(0, begin, end));
-    const Tensor weight = fc2.weight.slice(1, begin, end);
-    return begin ? at::linear(hidden, weight) : at::linear(hidden, weight, fc2.bias);
-  });
-}
-
 LayerNorm norm_at(const Tensors& weights, const std::string& name) {
-  return {weights.at(name + ".weight"), weights.at(name + ".bias")};
-}
-
-Linear linear_at(const Tensors& weights, const std::string& name) {
   return {weights.at(name + ".weight"), weights.at(name + ".bias")};
 }
 

@@ -1,4 +1,4 @@
-// The package's own blocks on ATen's matrix products and the row-wise kernels.
+// The package's own blocks on the matrix products and the row-wise kernels.
 #pragma once
 
 #include <memory>
@@ -7,23 +7,10 @@
 #include "acn/runtime/config.h"
 #include "acn/runtime/segment.h"
 #include "acn/runtime/weights.h"
+#include "linear.h"
 #include "row_ops.h"
 
 namespace acn {
-
-struct Linear {
-  at::Tensor weight;  // [out, in]
-  at::Tensor bias;    // [out]
-
-  at::Tensor operator()(const at::Tensor& x) const;
-};
-
-struct Mlp {
-  Linear fc1;
-  Linear fc2;
-
-  at::Tensor operator()(const at::Tensor& x) const;
-};
 
 class Block {
  public:
@@ -43,7 +30,6 @@ using Blocks = std::vector<std::shared_ptr<const Block>>;
 
 Blocks blocks_of(const Config& config, const Tensors& weights);
 LayerNorm norm_at(const Tensors& weights, const std::string& name);
-Linear linear_at(const Tensors& weights, const std::string& name);
 
 class NativeSegment final : public Segment {
  public:

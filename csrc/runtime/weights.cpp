@@ -1,6 +1,7 @@
 #include "acn/runtime/weights.h"
 
 #include <ATen/ops/empty.h>
+#include <c10/core/InferenceMode.h>
 
 #include "acn/runtime/errors.h"
 
@@ -88,6 +89,7 @@ Tensors load_weights(const std::string& path, const Config& config) {
   } catch (const FormatError& error) {
     throw FormatError(text(path, " is not of this model: ", error.what()));
   }
+  const c10::InferenceMode off(false);  // whose tensors count no changes, and are not packed
   Tensors tensors;
   for (const TensorEntry& entry : file.entries()) tensors[entry.name] = read_tensor(file, entry);
   return tensors;

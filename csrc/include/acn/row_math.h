@@ -36,6 +36,7 @@ class Scratch {
   }
 
   W* row(int64_t r) const { return data_.get() + r * pitch_; }
+  int64_t pitch() const { return pitch_; }  // elements from row to row
 
  private:
   static constexpr int64_t kLine = 64 / sizeof(W);

@@ -1,0 +1,38 @@
+// The weight of a product and the panels made of it, which follow its values.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <memory>
+#include <mutex>
+
+#include "acn/product.h"
+
+namespace acn {
+
+// Many threads may share one.
+class PackedWeight {
+ public:
+  // Null where the weight [outputs, inputs] is left to ATen: it is not fp32, or so large that the
+  // panels do not pay, or an inference tensor, which counts no changes; or the processor has
+  // neither AVX2 nor AVX-512.
+  static std::shared_ptr<const PackedWeight> of(const at::Tensor& weight);
+
+  explicit PackedWeight(const at::Tensor& weight) : weight_(weight) {}
+
+  // Made at the first call, and anew where the weight has changed: where its version has, or one of
+  // a few values. What is written past the version, through `.data`, and leaves those values as
+  // they are is not seen.
+  std::shared_ptr<const Panels> panels() const;
+
+ private:
+  bool is_current() const;
+  void pack() const;
+
+  at::Tensor weight_;
+  mutable std::mutex changing_;
+  mutable std::shared_ptr<const Panels> panels_;
+  mutable int64_t version_ = 0;
+};
+
+}  // namespace acn
