@@ -73,6 +73,21 @@ def test_texts_leave_where_the_loop_says(criterion, batch):
         assert result.counts == {k: int((depths == k).sum()) for k in (*EXITS, LAYERS)}
 
 
+@pytest.mark.parametrize("changes", [{"wiring": "residual"}, {"alpha": 0.3}])
+def test_every_alpha(changes, tmp_path):
+    model, given = classifier(**changes), texts(20)
+    by_depth = logits_by_depth(model, given)
+    threshold = clear_threshold(certainty(by_depth[EXITS], "entropy"))
+    depths = first_exits(by_depth, "entropy", threshold)
+    export(model, tmp_path)
+    for engine in (Engine.from_model(model), Engine.from_folder(tmp_path)):
+        for micro_batch in (None, 3):
+            result = engine(text_batch(**given), EXITS, threshold, micro_batch=micro_batch)
+            assert torch.equal(result.depth, depths)
+            expected = by_depth[depths, torch.arange(20)]
+            torch.testing.assert_close(result.logits, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("rows", [1, 2, 3])
 def test_every_depth_of_the_model(rows):
     """Without a mask, without token types, and with both."""
@@ -142,9 +157,11 @@ def test_what_the_engine_does_not_run(tmp_path):
                 run(model)
 
     refused(small_bert(), "for classification")
-    for changes in ({"wiring": "residual"}, {"alpha": 0.5}, {"granularity": "sublayer"},
-                    {"wiring": "hybrid"}, {"wiring": "feedforward"}):  # fmt: skip
-        refused(classifier(**changes), "plain ACN")
+    for changes in ({"granularity": "sublayer"}, {"wiring": "hybrid"}, {"wiring": "feedforward"}):
+        refused(classifier(**changes), "not plain")
+    mixed = classifier()
+    mixed.alpha = [0.0, 0.5, 1.0, 1.0]
+    refused(mixed, "one alpha")
     refused(classifier(layer_norm_eps=1e-5), "eps 1e-05")
     hooked = classifier()
     hooked.blocks[1].register_forward_hook(lambda *_: None)

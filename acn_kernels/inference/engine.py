@@ -29,7 +29,7 @@ class EngineResult(NamedTuple):
 
 class Engine:
     """Truncated and early-exit inference on the CPU, with no Python between the layers: of a ViT,
-    a Mixer, or an ACN BERT that classifies texts.
+    a Mixer, or an ACN BERT that classifies texts, at any alpha: the residual twin too.
 
     The GIL is released while it runs, and many threads may call one engine at once. Samples go
     through the layers between two exits in micro-batches that the cache holds, and those that
@@ -79,6 +79,7 @@ class Engine:
             if obstacle:
                 raise ValueError(f"the engine does not run this model: {obstacle}")
             config = {"family": model.family, **dataclasses.asdict(model.config)}
+            config["alpha"] = model.blocks.alpha
         tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
         return Engine(native(json.dumps(config), tensors))
 

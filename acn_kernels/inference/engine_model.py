@@ -32,7 +32,7 @@ def obstacle_to_engine_of(model: nn.Module) -> str | None:
         return "the head is no plain Linear layer behind the mean of the rows"
     stack = model.blocks
     if type(stack) is not FusedACNStack or not _is_plain(model):
-        return "the wiring is not that of a plain ACN: alpha 1, no scales, blocks as layers"
+        return "the wiring is not plain: one alpha, no scales, blocks as layers"
     for name, module in model.named_modules():
         what = f"{name or 'the model'}, a {type(module).__name__},"
         if type(module) not in _MODULES:
@@ -53,7 +53,7 @@ def _is_plain(model: ViT | Mixer) -> bool:
     stack = model.blocks
     rows = "first" if getattr(model.config, "pool", None) == "first" else None
     return (
-        stack.alpha == 1
+        isinstance(stack.alpha, float)
         and stack.scales is None
         and stack.include_input
         and stack.granularity == "block"
@@ -94,7 +94,7 @@ class LiveEngine:
     def __init__(self, model: ViT | Mixer) -> None:
         """Raises ValueError where the engine does not run the model."""
         self.engine = Engine.from_model(model)
-        self._model = model
+        self._model, self._alpha = model, model.blocks.alpha
         self._held = list(_held_by(model))
         self._modules = [model, *(x for _, _, x in self._held if isinstance(x, nn.Module))]
         tensors = (x for _, _, x in self._held if isinstance(x, Tensor))
@@ -108,6 +108,7 @@ class LiveEngine:
             and not any(map(has_hooks, self._modules))
             and len(self._model.blocks) == self._model.config.depth
             and self._model.pooled_head is not None
+            and self._model.blocks.alpha == self._alpha
             and _is_plain(self._model)
         )
 

@@ -63,6 +63,7 @@ def engine_config(model: nn.Module) -> dict:
     return {
         "family": "bert",
         "wiring": "acn",
+        "alpha": model.blocks.alpha,
         "width": config.hidden_size,
         "depth": len(model.blocks),
         "classes": model.classifier.out_features,
@@ -101,8 +102,9 @@ def _obstacle(model: nn.Module) -> str | None:
     if type(model) is not huggingface.ACNBertForSequenceClassification:
         return f"the model is a {type(model).__name__}; it takes the one for classification"
     stack = model.blocks
-    if type(stack) is not PostNormStack or stack.alpha != 1 or stack.granularity != "block":
-        return "the wiring is not that of a plain ACN: alpha 1, blocks as layers"
+    plain = isinstance(getattr(stack, "alpha", None), float) and stack.granularity == "block"
+    if type(stack) is not PostNormStack or not plain:
+        return "the wiring is not plain: one alpha, blocks as layers"
     if stack.norm is not None or stack.rows is not None:
         return "the stack has a norm or rows of its own"
     known = {

@@ -23,6 +23,7 @@ from acn_kernels.validation import check_depth
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 FAMILIES = ("vit", "mixer")
+WIRINGS = ("acn", "residual", "dg_only")
 
 
 def export(
@@ -34,7 +35,7 @@ def export(
 ) -> None:
     """Writes ``config.json`` and ``model.safetensors`` of ``model`` into ``folder``.
 
-    ``model`` is a ViT or Mixer, or an ACN BERT for classification, wired as an ACN.
+    ``model`` is a ViT or Mixer, or an ACN BERT for classification, of any one alpha.
 
     Args:
         depth: layers to keep; None is all.
@@ -52,13 +53,13 @@ def export(
     if is_bert(model):
         return _export_bert(model, Path(folder), depth, dtype, aot_exits)
     family, wiring = getattr(model, "family", None), getattr(model.config, "wiring", None)
-    if family not in FAMILIES or wiring != "acn":
+    if family not in FAMILIES or wiring not in WIRINGS:
         raise ValueError(
             f"the model is of family {family!r}, wiring {wiring!r}; the runtime takes "
-            f"{', '.join(FAMILIES)} and bert, wired 'acn'"
+            f"{', '.join(FAMILIES)} and bert, wired as one of {', '.join(WIRINGS)}"
         )
-    if model.blocks.alpha != 1:
-        raise ValueError(f"the model's alpha is {model.blocks.alpha}; the runtime takes 1")
+    if not isinstance(model.blocks.alpha, float):
+        raise ValueError(f"alpha is {model.blocks.alpha}; the runtime takes one for all layers")
     if depth is not None:
         model = model.truncate(depth)
     model = copy.deepcopy(model).to("cpu", DTYPES[dtype]).eval()

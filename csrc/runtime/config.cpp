@@ -44,6 +44,16 @@ class Fields {
     throw FormatError(text(name, " is '", value.substr(0, 40), "'; the engine runs ", list));
   }
 
+  // A number from 0 to 1; `otherwise` where the configuration has none.
+  double share(const std::string& name, double otherwise) {
+    if (!object_.count(name)) return otherwise;
+    const double value = field(name).number(name);
+    if (!(value >= 0 && value <= 1)) {
+      throw FormatError(text(name, " is ", value, "; it takes 0 to 1"));
+    }
+    return value;
+  }
+
   void end() const {
     for (const auto& [name, value] : object_) {
       if (!taken_.count(name)) {
@@ -164,7 +174,9 @@ Config parse_config(std::string_view source) {
   Fields fields(document.object("the configuration"));
   Config config;
   config.family = kFamilies.at(fields.word("family", {"vit", "mixer", "bert"}));
-  fields.word("wiring", {"acn"});
+  // One that was trained on its direct gradient alone computes as any other.
+  const std::string& wiring = fields.word("wiring", {"acn", "residual", "dg_only"});
+  config.alpha = fields.share("alpha", wiring == "residual" ? 0 : 1);
   config.width = fields.number("width", 1, kLargest);
   config.depth = fields.number("depth", 0, kDeepest);
   config.classes = fields.number("classes", 1, kLargest);

@@ -7,6 +7,7 @@
 using acn::Config;
 using acn::FormatError;
 using acn::parse_config;
+using acn::text;
 using acn::test::config_text;
 
 namespace {
@@ -31,6 +32,14 @@ TEST(every_family) {
   EXPECT(acn::tensors_of(bert).size() == 9 + 2 * 12);
 }
 
+TEST(alpha_is_what_the_wiring_says_unless_it_is_there) {
+  const std::string vit = config_text("vit", 2);
+  EXPECT(parse_config(vit).alpha == 1 && parse_config(config_text("vit", 2, 0)).alpha == 0);
+  EXPECT(parse_config(changed(vit, "\"acn\"", "\"dg_only\"")).alpha == 1);
+  EXPECT(parse_config(config_text("mixer", 2, 0.25)).alpha == 0.25);
+  EXPECT(parse_config(changed(vit, "\"depth\"", "\"alpha\": 0, \"depth\"")).alpha == 0);
+}
+
 TEST(what_is_refused) {
   const std::string vit = config_text("vit", 2), mixer = config_text("mixer", 2);
   EXPECT_THROWS(FormatError, "no JSON", parse_config("{"));
@@ -39,8 +48,14 @@ TEST(what_is_refused) {
   EXPECT_THROWS(FormatError, "no vocabulary", parse_config(changed(vit, "\"vit\"", "\"bert\"")));
   EXPECT_THROWS(FormatError, "vocabulary is 0",
                parse_config(changed(config_text("bert", 2), "50", "0")));
-  EXPECT_THROWS(FormatError, "wiring is 'residual'",
-               parse_config(changed(vit, "\"acn\"", "\"residual\"")));
+  EXPECT_THROWS(FormatError, "wiring is 'hybrid'",
+               parse_config(changed(vit, "\"acn\"", "\"hybrid\"")));
+  for (const char* alpha : {"-0.1", "1.5", "1e400"}) {
+    EXPECT_THROWS(FormatError, "",
+                  parse_config(changed(vit, "\"depth\"", text("\"alpha\": ", alpha, ", \"depth\""))));
+  }
+  EXPECT_THROWS(FormatError, "alpha is not a number",
+               parse_config(changed(vit, "\"depth\"", "\"alpha\": [1, 1], \"depth\"")));
   EXPECT_THROWS(FormatError, "no heads", parse_config(changed(vit, "\"heads\": 3,", "")));
   EXPECT_THROWS(FormatError, "unknown field extra",
                parse_config(changed(vit, "\"heads\"", "\"extra\": 1, \"heads\"")));

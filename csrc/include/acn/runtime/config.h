@@ -14,6 +14,7 @@ enum class Family { vit, mixer, bert };
 // BERT; what the other families have is zero.
 struct Config {
   Family family = Family::vit;
+  double alpha = 1;  // of the wiring: 1 is the ACN, 0 the residual network
   int64_t image_size = 0;
   int64_t patch_size = 0;
   int64_t channels = 0;
