@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from test_engine import certainty, clear_threshold
 from torch import nn
 
-from acn_kernels import Engine, _extension
+from acn_kernels import EarlyExit, Engine, _extension
 from acn_kernels.cli import main
 from acn_kernels.inference import export, text_batch
 from acn_kernels.inference.criteria import CRITERIA
@@ -185,3 +186,62 @@ def test_batches_that_are_refused():
         engine(text_batch(ids * WORDS))
     with pytest.raises(ValueError, match="tokens has shape"):
         engine(torch.zeros(2, 3, 8, 8))
+
+
+def without_engine(model):
+    model.blocks.backend = "torch"
+    return model
+
+
+@pytest.mark.parametrize("changes", [{}, {"wiring": "residual"}, {"alpha": 0.3}])
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_early_exit_of_texts(rows, changes):
+    """On the engine, in PyTorch and by the loop, with the arguments that the model itself takes."""
+    model = classifier(**changes)
+    given = dict(list(texts(30).items())[:rows])
+    by_depth = logits_by_depth(model, given)
+    threshold = clear_threshold(certainty(by_depth[EXITS], "entropy"))
+    depths = first_exits(by_depth, "entropy", threshold)
+    assert len(depths.unique()) > 1
+    for run, engine in ((model, True), (without_engine(copy.deepcopy(model)), False)):
+        early = EarlyExit(run, EXITS, threshold)
+        for result in (early(**given), early(*given.values())):
+            assert torch.equal(result.depth, depths)
+            expected = by_depth[depths, torch.arange(30)]
+            torch.testing.assert_close(result.logits, expected, rtol=1e-4, atol=1e-4)
+        assert (early._live is not None) == engine
+
+
+def test_early_exit_follows_the_model():
+    model, given = classifier(), texts(4)
+    early = EarlyExit(model, [], 0.0)
+
+    def check(on_the_engine=True):
+        with torch.no_grad():
+            expected = model(**given).logits
+        torch.testing.assert_close(early(**given).logits, expected, rtol=1e-4, atol=1e-4)
+        assert (early._live is not None) == on_the_engine
+
+    check()
+    first = early._live
+    with torch.no_grad():
+        model.classifier.bias.add_(1)
+    check()
+    assert early._live is first
+    model.alpha = 0.4
+    check()
+    assert early._live is not first
+    model.bert.pooler = nn.Sequential(model.bert.pooler)
+    check(on_the_engine=False)
+
+
+def test_training_mode_drops_out():
+    model, given = classifier().train(), texts(4)
+    early = EarlyExit(model, [], 0.0)
+    early(**given)
+    assert early._live is None
+
+
+def test_early_exit_takes_classifiers():
+    with pytest.raises(TypeError, match="sequence classification"):
+        EarlyExit(small_bert(), EXITS, 0.5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from collections.abc import Sequence
@@ -13,7 +12,8 @@ from torch import Tensor, nn
 
 from acn_kernels import _extension
 from acn_kernels.inference.criteria import check_criterion
-from acn_kernels.inference.engine_text import engine_config, is_bert
+from acn_kernels.inference.engine_image import image_config
+from acn_kernels.inference.engine_text import is_bert, text_config
 
 
 class EngineResult(NamedTuple):
@@ -72,14 +72,10 @@ class Engine:
         from acn_kernels.inference.engine_model import obstacle_to_engine_of
 
         native = _native_class()
-        if is_bert(model):
-            config = engine_config(model)
-        else:
-            obstacle = obstacle_to_engine_of(model)
-            if obstacle:
-                raise ValueError(f"the engine does not run this model: {obstacle}")
-            config = {"family": model.family, **dataclasses.asdict(model.config)}
-            config["alpha"] = model.blocks.alpha
+        obstacle = obstacle_to_engine_of(model)
+        if obstacle:
+            raise ValueError(f"the engine does not run this model: {obstacle}")
+        config = (text_config if is_bert(model) else image_config)(model)
         tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
         return Engine(native(json.dumps(config), tensors))
 

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from acn_kernels.files import written_whole
-from acn_kernels.inference.engine_text import engine_config, is_bert
+from acn_kernels.inference.engine_model import obstacle_to_engine_of
+from acn_kernels.inference.engine_text import is_bert, text_config
 from acn_kernels.inference.program import batch_program
 from acn_kernels.models import ImageClassifier, Model
 from acn_kernels.models.base import CONFIG_FILE, WEIGHTS_FILE
@@ -78,7 +79,10 @@ def _export_bert(model, folder, depth, dtype, aot_exits) -> None:
     if aot_exits is not None:
         raise ValueError(f"aot_exits is {aot_exits!r}; of a BERT no layers are compiled")
     model = model if depth is None else model.truncate(depth)
-    config = engine_config(model)
+    obstacle = obstacle_to_engine_of(model)
+    if obstacle:
+        raise ValueError(f"the engine does not run this model: {obstacle}")
+    config = text_config(model)
     weights = {
         name: tensor.detach().to("cpu", DTYPES[dtype]).contiguous()
         for name, tensor in model.state_dict().items()
