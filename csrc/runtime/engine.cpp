@@ -8,10 +8,12 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <mutex>
 #include <numeric>
 
 #include "acn/runtime/errors.h"
 #include "aoti_segment.h"
+#include "measure.h"
 #include "micro_batch.h"
 #include "model.h"
 #include "regroup.h"
@@ -78,14 +80,42 @@ struct Engine::Parts {
     return model->segment(begin, end);
   }
 
+  // Of the layer behind `begin`, on samples of a state there; measured once for all calls.
+  const SampleCosts& costs(int64_t begin, const State& state) const {
+    std::call_once(measured_, [&] {
+      costs_ = measured_costs(*model->segment(begin, begin + 1), 1, state);
+    });
+    return costs_;
+  }
+
   Config config;
   at::ScalarType dtype;
   std::unique_ptr<const Model> model;
   Packages packages;
   int64_t micro_batch;
+
+ private:
+  mutable std::once_flag measured_;
+  mutable SampleCosts costs_;
 };
 
 namespace {
+
+// The samples that groups hold, those that left included, but for groups that all have left.
+int64_t held_by(const std::vector<Survivors>& survivors) {
+  int64_t held = 0;
+  for (const Survivors& each : survivors) {
+    if (!each.rows.empty()) held += each.state.x.size(0);
+  }
+  return held;
+}
+
+// Of any group that has live samples.
+const State& state_of_one(const std::vector<Survivors>& survivors) {
+  return std::find_if(survivors.begin(), survivors.end(), [](const Survivors& each) {
+           return !each.rows.empty();
+         })->state;
+}
 
 // One call: where results go, and what the micro-batches share.
 class Run {
@@ -94,21 +124,21 @@ class Run {
       : model_(model), options_(options), logits_(logits), depth_(depth) {}
 
   // Runs the segment on a micro-batch, lets those leave who may, and returns who stays.
-  Survivors step(const Segment& segment, State state, std::vector<int64_t> samples, int64_t stop,
-                 bool last) {
+  Survivors step(const Segment& segment, State state, const std::vector<int64_t>& rows,
+                 const std::vector<int64_t>& samples, int64_t stop, bool last) {
     state = segment.run(std::move(state), last);
     const Tensor logits = model_.logits(state).contiguous();
     const Tensor wide = logits.to(at::kFloat);
-    const float* row = wide.const_data_ptr<float>();
+    const float* numbers = wide.const_data_ptr<float>();
     const int64_t classes = wide.size(1);
     Survivors survivors;
-    for (size_t i = 0; i < samples.size(); ++i, row += classes) {
-      const double sure = certainty(options_.criterion, row, classes);
+    for (size_t i = 0; i < samples.size(); ++i) {
+      const double sure = certainty(options_.criterion, numbers + rows[i] * classes, classes);
       if (last && std::isnan(sure)) ++undecided;
       if (last || leaves(options_.criterion, sure, options_.threshold)) {
-        settle(logits, static_cast<int64_t>(i), samples[i], stop);
+        settle(logits, rows[i], samples[i], stop);
       } else {
-        survivors.rows.push_back(static_cast<int64_t>(i));
+        survivors.rows.push_back(rows[i]);
         survivors.samples.push_back(samples[i]);
       }
     }
@@ -197,13 +227,22 @@ Result Engine::run(const Tensor& given, const RunOptions& options) const {
   for (size_t s = 0; s < result.stops.size() && live > 0; ++s) {
     const int64_t stop = result.stops[s];
     const std::shared_ptr<const Segment> segment = parts_->segment(begin, stop);
-    const std::vector<Group> groups = regroup(std::move(survivors), samples_a_group(live));
+    const auto pack = [&] {
+      if (s == 0) return true;  // the caller's batch
+      const int64_t held = held_by(survivors);
+      if (held == live) return false;
+      const SampleCosts costs =
+          options.costs ? *options.costs : parts_->costs(begin, state_of_one(survivors));
+      return packing_pays(costs, live, held, stop - begin);
+    };
+    const std::vector<Group> groups = pack() ? packed(std::move(survivors), samples_a_group(live))
+                                             : unmoved(std::move(survivors));
     survivors = std::vector<Survivors>(groups.size());
     for_each(groups.size(), [&](size_t i) {
-      State state = groups[i].gather();
-      if (begin == 0) state = parts_->model->embed(state.x);
-      survivors[i] = run.step(*segment, std::move(state), groups[i].samples(), stop,
-                              s + 1 == result.stops.size());
+      Gathered group = groups[i].gather();
+      if (begin == 0) group.state = parts_->model->embed(group.state.x);
+      survivors[i] = run.step(*segment, std::move(group.state), group.rows, groups[i].samples(),
+                              stop, s + 1 == result.stops.size());
     });
     int64_t staying = 0;
     for (const Survivors& each : survivors) staying += static_cast<int64_t>(each.rows.size());

@@ -182,6 +182,29 @@ TEST(batches_of_any_size) {
   }
 }
 
+// Whether those that left are packed away or run along: the others' logits, depths and counts are
+// the same, up to the order in which products of other sizes add.
+TEST(compaction_changes_nothing) {
+  const SampleCosts never{.layer = 0, .copy = 1}, always{.layer = 1, .copy = 0};
+  for (const auto& [kind, alpha] : kinds_and_alphas()) {
+    const Case it(kind, 23, at::kFloat, alpha);
+    RunOptions options;
+    options.exits = {1, 2, 3};
+    options.threshold = clear_threshold(it, Criterion::entropy, options.exits);
+    for (const int64_t micro_batch : {0, 4}) {
+      options.micro_batch = micro_batch;
+      options.costs = always;
+      check_run(it, options);
+      const at::Tensor packed = it.engine.run(it.images, options).logits;
+      options.costs = never;
+      check_run(it, options);
+      EXPECT(largest_difference(it.engine.run(it.images, options).logits, packed) < 1e-5);
+      options.costs.reset();
+      check_run(it, options);
+    }
+  }
+}
+
 TEST(logits_depend_on_no_other_sample) {
   // Not bitwise: matrix products of other sizes add in another order. The bound is the tolerance.
   for (const std::string& kind : kKinds) {

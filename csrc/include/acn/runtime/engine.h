@@ -3,9 +3,11 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "acn/runtime/compaction.h"
 #include "acn/runtime/config.h"
 #include "acn/runtime/decision.h"
 #include "acn/runtime/segment.h"
@@ -19,6 +21,7 @@ struct RunOptions {
   Criterion criterion = Criterion::entropy;
   int64_t depth = -1;       // layers to run at most; -1: all
   int64_t micro_batch = 0;  // samples that go through a segment together; 0: as the cache holds
+  std::optional<SampleCosts> costs;  // what compaction reckons with; none: measured at the first exit
 };
 
 struct Result {
@@ -29,7 +32,8 @@ struct Result {
   int64_t undecided = 0;        // samples of NaN logits, which ran to the last depth
 };
 
-// Many threads may run one engine at once: a call changes nothing in it.
+// Many threads may run one engine at once: a call changes nothing in it that results depend on but
+// for the order in which products of other sizes add.
 class Engine {
  public:
   // Reads config.json and model.safetensors; FileError, FormatError. With `compiled` also the
