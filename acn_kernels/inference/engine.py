@@ -49,8 +49,8 @@ class Engine:
 
         Args:
             compiled: also load the segments that ``export(aot_exits=...)`` compiled, and run
-                them where a call stops at their ends. They are programs, no data: load those
-                that you trust.
+                them where a call stops at their ends; a model that was compiled as a whole has
+                nothing else. They are programs, no data: load those that you trust.
 
         Raises:
             FileNotFoundError: a file is missing.
@@ -107,7 +107,8 @@ class Engine:
 
         Args:
             inputs: images [B, channels, size, size] of the model's dtype; of a BERT, what
-                :func:`acn_kernels.inference.text_batch` makes of words and mask.
+                :func:`acn_kernels.inference.text_batch` makes of words and mask; of a model
+                compiled as a whole, what its ``embed`` takes.
             exits: depths from 1 to below the last at which samples may leave.
             threshold, criterion: as :class:`acn_kernels.EarlyExit` takes them.
             depth: layers to run at most; None is all.

@@ -67,11 +67,17 @@ void for_each(size_t count, const Body& body) {
 
 struct Engine::Parts {
   Parts(const Config& of, const Tensors& weights, Packages compiled)
+      : Parts(of, weights.begin()->second.scalar_type(),
+              (of.family == Family::bert ? text_model : image_model)(of, weights),
+              std::move(compiled)) {}
+
+  Parts(const Config& of, at::ScalarType type, std::unique_ptr<const Model> whole,
+        Packages compiled)
       : config(of),
-        dtype(weights.begin()->second.scalar_type()),
-        model((of.family == Family::bert ? text_model : image_model)(of, weights)),
+        dtype(type),
+        model(std::move(whole)),
         packages(std::move(compiled)),
-        micro_batch(micro_batch_for(of, dtype == at::kFloat ? 4 : 2, cache_size())) {}
+        micro_batch(micro_batch_for(of, type == at::kFloat ? 4 : 2, cache_size())) {}
 
   // The compiled segment of these layers where there is one.
   std::shared_ptr<const Segment> segment(int64_t begin, int64_t end) const {
@@ -80,10 +86,11 @@ struct Engine::Parts {
     return model->segment(begin, end);
   }
 
-  // Of the layer behind `begin`, on samples of a state there; measured once for all calls.
-  const SampleCosts& costs(int64_t begin, const State& state) const {
+  // On samples of a state between two segments; measured once for all calls.
+  const SampleCosts& costs(int64_t begin, int64_t stop, const State& state) const {
     std::call_once(measured_, [&] {
-      costs_ = measured_costs(*model->segment(begin, begin + 1), 1, state);
+      const int64_t end = config.family == Family::compiled ? stop : begin + 1;
+      costs_ = measured_costs(*model->segment(begin, end), end - begin, state);
     });
     return costs_;
   }
@@ -168,6 +175,14 @@ Engine Engine::from_folder(const std::string& folder, bool compiled) {
   const std::string path = folder + "/config.json";
   try {
     const Config config = parse_config(read_text(path, kConfigBytes));
+    if (config.family == Family::compiled) {
+      if (!compiled) {
+        throw FormatError("it holds programs and no weights; load it as compiled (acn_infer "
+                          "--aot) where you trust its source");
+      }
+      return Engine(std::make_unique<const Parts>(config, scalar_type_of(config.dtype),
+                                                  compiled_model(config, folder), Packages()));
+    }
     Tensors weights = load_weights(folder + "/model.safetensors", config);
     Packages packages;
     if (compiled && config.family != Family::bert) packages = load_packages(folder, config);
@@ -178,6 +193,7 @@ Engine Engine::from_folder(const std::string& folder, bool compiled) {
 }
 
 Engine::Engine(const Config& config, Tensors weights) {
+  if (config.family == Family::compiled) throw FormatError("a compiled model is loaded by folder");
   check_weights(weights, config);
   const c10::InferenceMode no_autograd;
   parts_ = std::make_unique<const Parts>(config, weights, Packages());
@@ -191,16 +207,21 @@ Engine::~Engine() = default;
 const Config& Engine::config() const { return parts_->config; }
 at::ScalarType Engine::dtype() const { return parts_->dtype; }
 at::ScalarType Engine::input_dtype() const {
-  return parts_->config.family == Family::bert ? at::kLong : parts_->dtype;
+  const Config& config = parts_->config;
+  if (config.family == Family::compiled) return scalar_type_of(config.input_dtype);
+  return config.family == Family::bert ? at::kLong : parts_->dtype;
 }
 int64_t Engine::default_micro_batch() const { return parts_->micro_batch; }
-size_t Engine::compiled_segments() const { return parts_->packages.size(); }
+size_t Engine::compiled_segments() const {
+  return parts_->packages.size() + parts_->config.stops.size();
+}
 
 Result Engine::run(const Tensor& given, const RunOptions& options) const {
   const Config& config = parts_->config;
   parts_->model->check(given);
   Result result;
   result.stops = stops_of(options, config.depth);
+  for (const int64_t stop : result.stops) parts_->model->check_stop(stop);
   result.counts.assign(result.stops.size(), 0);
   const int64_t batch = given.size(0);
   result.logits = at::empty({batch, config.classes}, at::TensorOptions(parts_->dtype));
@@ -232,7 +253,7 @@ Result Engine::run(const Tensor& given, const RunOptions& options) const {
       const int64_t held = held_by(survivors);
       if (held == live) return false;
       const SampleCosts costs =
-          options.costs ? *options.costs : parts_->costs(begin, state_of_one(survivors));
+          options.costs ? *options.costs : parts_->costs(begin, stop, state_of_one(survivors));
       return packing_pays(costs, live, held, stop - begin);
     };
     const std::vector<Group> groups = pack() ? packed(std::move(survivors), samples_a_group(live))

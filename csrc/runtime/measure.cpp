@@ -32,8 +32,8 @@ double seconds(const Body& body) {
 }  // namespace
 
 SampleCosts measured_costs(const Segment& segment, int64_t layers, const State& state) {
-  const int64_t tokens = std::max<int64_t>(1, state.x.size(1));
-  const int64_t samples = std::clamp<int64_t>(kRows / tokens, 1, state.x.size(0));
+  const int64_t held = state.x.size(0), rows = state.x.numel() / state.x.size(-1) / held;
+  const int64_t samples = std::clamp<int64_t>(kRows / rows, 1, held);
   SampleCosts costs;
   // In a parallel region, as groups run: each on a thread of its own.
   at::parallel_for(0, 2, 1, [&](int64_t begin, int64_t) {

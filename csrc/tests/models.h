@@ -9,7 +9,8 @@
 
 namespace acn::test {
 
-// config.json's text; "vit", "vit_first", "mixer", "mixer_closing" or "bert". Five patches a side
+// config.json's text; "vit", "vit_first", "mixer", "mixer_closing", "bert", or "compiled", which has
+// no weights. Five patches a side
 // make odd token counts, 25 or 26.
 std::string config_text(const std::string& kind, int64_t depth, double alpha = 1);
 

@@ -32,6 +32,30 @@ TEST(every_family) {
   EXPECT(acn::tensors_of(bert).size() == 9 + 2 * 12);
 }
 
+TEST(programs_alone) {
+  const std::string source = config_text("compiled", 3);
+  const Config config = parse_config(source);
+  EXPECT(config.family == acn::Family::compiled && config.width == 24 && config.tokens() == 25);
+  EXPECT(config.stops == std::vector<int64_t>({1, 3}) && config.input.size() == 3);
+  EXPECT(acn::tensors_of(config).empty());
+  const auto refuse = [&](const char* from, const char* to, const char* message) {
+    EXPECT_THROWS(FormatError, message, parse_config(changed(source, from, to)));
+  };
+  refuse("[1, 3]", "[1, 2]", "rising depths, the last one 3");
+  refuse("[1, 3]", "[3, 3]", "rising depths");
+  refuse("[1, 3]", "[]", "rising depths");
+  refuse("[1, 3]", "[0, 3]", "stops holds 0");
+  refuse("[1, 3]", "[1, 4]", "stops holds 4");
+  refuse("[25, 24]", "[]", "state is empty");
+  refuse("[25, 24]", "[25, 0]", "state holds 0");
+  refuse("[25, 24]", "[16777216, 16777216, 16777216]", "too many");
+  refuse("[3, 10, 10]", "[3, -1]", "input holds -1");
+  refuse("[3, 10, 10]", "10", "input is not an array");
+  refuse("\"F32\", \"dtype\"", "\"F64\", \"dtype\"", "input_dtype is 'F64'");
+  refuse("\"depth\": 3", "\"depth\": 0", "depth is 0");
+  refuse("\"classes\"", "\"heads\": 2, \"classes\"", "unknown field heads");
+}
+
 TEST(alpha_is_what_the_wiring_says_unless_it_is_there) {
   const std::string vit = config_text("vit", 2);
   EXPECT(parse_config(vit).alpha == 1 && parse_config(config_text("vit", 2, 0)).alpha == 0);

@@ -37,7 +37,8 @@ struct Result {
 class Engine {
  public:
   // Reads config.json and model.safetensors; FileError, FormatError. With `compiled` also the
-  // packages segment-BEGIN-END.pt2 that AOTInductor made of its layers: they are programs.
+  // packages segment-BEGIN-END.pt2 that AOTInductor made of its layers; a folder of the family
+  // "compiled" holds nothing else, and takes it. They are programs, no data.
   static Engine from_folder(const std::string& folder, bool compiled = false);
 
   // The tensors are those of the model's state_dict, shared and not copied. Throws
@@ -52,7 +53,7 @@ class Engine {
 
   // On the CPU, images [B, channels, size, size] in the model's dtype; of a BERT, int64 tokens
   // [B, 2, T]: words, and 1 or 0 for those that are read or padding; or [B, 3, T] with the kinds of
-  // the words. Throws std::invalid_argument on another input or options, naming what is accepted.
+  // the words; of the family "compiled" what its configuration says. Throws std::invalid_argument on another input or options, naming what is accepted.
   Result run(const at::Tensor& input, const RunOptions& options) const;
 
   // The samples of a micro-batch where the options name none.
