@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from test_engine import DEPTH, certainty, clear_threshold, images_for, network_of
+from timm_models import import_timm
 from torch import nn
 
 from acn_kernels import EarlyExit, Engine, FusedACNStack, _extension, convert
@@ -51,8 +52,7 @@ class Converted(nn.Module):
 
     def __init__(self, alpha: float) -> None:
         super().__init__()
-        timm = pytest.importorskip("timm")
-        vit = timm.create_model(
+        vit = import_timm().create_model(
             "vit_tiny_patch16_224", img_size=16, patch_size=4, num_classes=CLASSES, depth=DEPTH,
             embed_dim=24,
         )  # fmt: skip
