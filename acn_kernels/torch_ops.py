@@ -106,9 +106,9 @@ def _rms_norm_backward(dh, x, weight, bias, mean, rstd, eps):
 
 
 def add_into(y: Tensor | None, x: Tensor, scale: Tensor | None) -> Tensor:
-    """y += scale * x in place; y None starts a sum of its own, in the sum's dtype."""
+    """y += scale * x in place; y None starts a sum of its own, in the sum's dtype and packed."""
     if y is None:
-        wide = x.to(sum_dtype(x.dtype), copy=True)
+        wide = x.to(sum_dtype(x.dtype), copy=True, memory_format=torch.contiguous_format)
         return wide if scale is None else wide.mul_(scale)
     return y.add_(x) if scale is None else y.addcmul_(x, scale.to(y.dtype))
 

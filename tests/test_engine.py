@@ -31,13 +31,21 @@ KINDS = {
     "class token": ("acn_vit_digits", {"pool": "first"}),
     "odd tokens": ("acn_mixer_digits", {"image_size": 6}),
     "odd tokens of a vit": ("acn_vit_digits", {"image_size": 10}),
+    "residual mixer": ("acn_mixer_digits", {"wiring": "residual"}),
+    "residual closing mixer": ("acn_mixer_digits", {"closing": True, "wiring": "residual"}),
+    "residual class token": ("acn_vit_digits", {"pool": "first", "wiring": "residual"}),
+    "mixer between": ("acn_mixer_digits", {"alpha": 0.3}),
+    "class token between": ("acn_vit_digits", {"pool": "first", "alpha": 0.6}),
+    "direct gradient": ("acn_vit_digits", {"wiring": "dg_only"}),
 }
 
 
 def network_of(kind: str):
     """Weights large enough that the samples differ in how sure the head is of them."""
     name, changes = KINDS[kind]
-    network = create(name, depth=DEPTH, **changes)
+    fields = {field: value for field, value in changes.items() if field != "alpha"}
+    network = create(name, depth=DEPTH, **fields)
+    network.blocks.alpha = changes.get("alpha", network.blocks.alpha)
     with torch.no_grad():
         for parameter in network.blocks.parameters():
             if parameter.dim() > 1:
@@ -225,6 +233,8 @@ def test_changes_of_the_model_are_seen():
     network.blocks[1].norm2 = nn.LayerNorm(64)
     check()
     network.blocks.alpha = 0.5
+    check()
+    network.blocks.alpha = [0.5] * (DEPTH - 1) + [1.0]
     check(on_the_engine=False)
     network.blocks.alpha = 1.0
     calls = []
@@ -302,11 +312,14 @@ def test_a_model_made_in_inference_mode(engine_alone):
 
 
 def test_what_the_engine_does_not_run():
-    for changes in ({"wiring": "residual"}, {"wiring": "feedforward"}):
+    for changes in ({"wiring": "hybrid"}, {"wiring": "feedforward"}):
         network = create("acn_mixer_digits", depth=2, **changes)
         assert obstacle_to_engine_of(network)
         with pytest.raises(ValueError, match="does not run this model"):
             Engine.from_model(network)
+    network = network_of("vit")
+    network.blocks.granularity = "sublayer"
+    assert "blocks as layers" in obstacle_to_engine_of(network)
     network = network_of("vit")
     network.positions.add_(1)
     assert "positions" in obstacle_to_engine_of(network)

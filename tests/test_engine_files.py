@@ -72,12 +72,15 @@ def test_export_on_the_command_line(tmp_path, capsys):
     assert main(["export", str(tmp_path / "none"), str(tmp_path / "out")]) == 2
     assert main([*command[:3], "--exits", "2"]) == 2
     assert "--exits goes with --aot" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="wired 'acn'"):
-        export(create("acn_vit_digits", wiring="residual"), tmp_path / "out")
+    with pytest.raises(ValueError, match="not plain: one alpha"):
+        export(create("acn_vit_digits", wiring="feedforward"), tmp_path / "out")
+    network.blocks.alpha = [0.5, 1.0, 1.0, 1.0]
+    with pytest.raises(ValueError, match="not plain: one alpha"):
+        export(network, tmp_path / "out")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["closing mixer", "class token"])
+@pytest.mark.parametrize("kind", ["closing mixer", "class token", "class token between"])
 def test_compiled_segments(kind, tmp_path):
     network = network_of(kind)
     network.save_pretrained(tmp_path / "saved")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from test_engine import certainty, clear_threshold
 from torch import nn
 
-from acn_kernels import Engine, _extension
+from acn_kernels import EarlyExit, Engine, _extension
 from acn_kernels.cli import main
 from acn_kernels.inference import export, text_batch
 from acn_kernels.inference.criteria import CRITERIA
@@ -71,6 +72,21 @@ def test_texts_leave_where_the_loop_says(criterion, batch):
         expected = by_depth[depths, torch.arange(batch)]
         torch.testing.assert_close(result.logits, expected, rtol=1e-4, atol=1e-4)
         assert result.counts == {k: int((depths == k).sum()) for k in (*EXITS, LAYERS)}
+
+
+@pytest.mark.parametrize("changes", [{"wiring": "residual"}, {"alpha": 0.3}])
+def test_every_alpha(changes, tmp_path):
+    model, given = classifier(**changes), texts(20)
+    by_depth = logits_by_depth(model, given)
+    threshold = clear_threshold(certainty(by_depth[EXITS], "entropy"))
+    depths = first_exits(by_depth, "entropy", threshold)
+    export(model, tmp_path)
+    for engine in (Engine.from_model(model), Engine.from_folder(tmp_path)):
+        for micro_batch in (None, 3):
+            result = engine(text_batch(**given), EXITS, threshold, micro_batch=micro_batch)
+            assert torch.equal(result.depth, depths)
+            expected = by_depth[depths, torch.arange(20)]
+            torch.testing.assert_close(result.logits, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3])
@@ -142,9 +158,11 @@ def test_what_the_engine_does_not_run(tmp_path):
                 run(model)
 
     refused(small_bert(), "for classification")
-    for changes in ({"wiring": "residual"}, {"alpha": 0.5}, {"granularity": "sublayer"},
-                    {"wiring": "hybrid"}, {"wiring": "feedforward"}):  # fmt: skip
-        refused(classifier(**changes), "plain ACN")
+    for changes in ({"granularity": "sublayer"}, {"wiring": "hybrid"}, {"wiring": "feedforward"}):
+        refused(classifier(**changes), "not plain")
+    mixed = classifier()
+    mixed.alpha = [0.0, 0.5, 1.0, 1.0]
+    refused(mixed, "one alpha")
     refused(classifier(layer_norm_eps=1e-5), "eps 1e-05")
     hooked = classifier()
     hooked.blocks[1].register_forward_hook(lambda *_: None)
@@ -168,3 +186,62 @@ def test_batches_that_are_refused():
         engine(text_batch(ids * WORDS))
     with pytest.raises(ValueError, match="tokens has shape"):
         engine(torch.zeros(2, 3, 8, 8))
+
+
+def without_engine(model):
+    model.blocks.backend = "torch"
+    return model
+
+
+@pytest.mark.parametrize("changes", [{}, {"wiring": "residual"}, {"alpha": 0.3}])
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_early_exit_of_texts(rows, changes):
+    """On the engine, in PyTorch and by the loop, with the arguments that the model itself takes."""
+    model = classifier(**changes)
+    given = dict(list(texts(30).items())[:rows])
+    by_depth = logits_by_depth(model, given)
+    threshold = clear_threshold(certainty(by_depth[EXITS], "entropy"))
+    depths = first_exits(by_depth, "entropy", threshold)
+    assert len(depths.unique()) > 1
+    for run, engine in ((model, True), (without_engine(copy.deepcopy(model)), False)):
+        early = EarlyExit(run, EXITS, threshold)
+        for result in (early(**given), early(*given.values())):
+            assert torch.equal(result.depth, depths)
+            expected = by_depth[depths, torch.arange(30)]
+            torch.testing.assert_close(result.logits, expected, rtol=1e-4, atol=1e-4)
+        assert (early._live is not None) == engine
+
+
+def test_early_exit_follows_the_model():
+    model, given = classifier(), texts(4)
+    early = EarlyExit(model, [], 0.0)
+
+    def check(on_the_engine=True):
+        with torch.no_grad():
+            expected = model(**given).logits
+        torch.testing.assert_close(early(**given).logits, expected, rtol=1e-4, atol=1e-4)
+        assert (early._live is not None) == on_the_engine
+
+    check()
+    first = early._live
+    with torch.no_grad():
+        model.classifier.bias.add_(1)
+    check()
+    assert early._live is first
+    model.alpha = 0.4
+    check()
+    assert early._live is not first
+    model.bert.pooler = nn.Sequential(model.bert.pooler)
+    check(on_the_engine=False)
+
+
+def test_training_mode_drops_out():
+    model, given = classifier().train(), texts(4)
+    early = EarlyExit(model, [], 0.0)
+    early(**given)
+    assert early._live is None
+
+
+def test_early_exit_takes_classifiers():
+    with pytest.raises(TypeError, match="sequence classification"):
+        EarlyExit(small_bert(), EXITS, 0.5)

@@ -220,3 +220,13 @@ def test_more_than_2_31_elements(rows):
     short = stack(tail)
     assert torch.equal(y[-3:], short)
     assert torch.equal(dx[-3:], torch.autograd.grad(short, tail, torch.ones_like(short))[0])
+
+
+def test_unknown_layers_sum_an_input_with_gaps():
+    """The sum that inference begins is packed, however its first term lies in memory."""
+    layers = [Opaque(16) for _ in range(3)]
+    stack = FusedACNStack(layers, nn.LayerNorm(16))
+    x = torch.randn(2, 16, 5).transpose(1, 2)
+    with torch.no_grad():
+        expected = acn(map(wide_copy, layers), x.double(), wide_copy(stack.norm))
+        assert_close(stack(x), expected)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from acn_kernels.functional import ExitDecision, exit_head
 from acn_kernels.inference.criteria import certainty, is_sure
-from acn_kernels.models import ImageClassifier
 from acn_kernels.norm_spec import NormSpec
 from acn_kernels.stack import FusedACNStack
 from acn_kernels.validation import under_autocast
 
 
 def decide(
-    model: ImageClassifier,
+    model: nn.Module,
     x: Tensor,
     y: Tensor | None,
     depth: int,
@@ -27,7 +26,7 @@ def decide(
     knows, else the model's own norm and head one after the other. With another criterion what
     the decision calls entropy is what that compares.
     """
-    stack, head = model.blocks, model.pooled_head
+    stack, head = model.blocks, getattr(model, "pooled_head", None)
     if head is None or not _sum_is_known(stack, x):
         return _decision(model.forward_head(stack.output(x, y, depth)), threshold, criterion)
     scale = None if stack.scales is None else stack.scales[depth - (not stack.include_input)]

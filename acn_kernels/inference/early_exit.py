@@ -12,6 +12,7 @@ from acn_kernels import functional
 from acn_kernels.functional import compact
 from acn_kernels.functional import entropy as entropy
 from acn_kernels.hooks import is_plain_linear
+from acn_kernels.inference.batch import ImageBatch, TextBatch, batch_of
 from acn_kernels.inference.criteria import check_criterion, check_exits
 from acn_kernels.inference.decision import decide
 from acn_kernels.inference.engine import Engine
@@ -20,7 +21,8 @@ from acn_kernels.inference.engine_model import (
     obstacle_to_engine,
     obstacle_to_engine_of,
 )
-from acn_kernels.models import ImageClassifier, Mixer
+from acn_kernels.inference.engine_text import is_bert
+from acn_kernels.models import Mixer
 from acn_kernels.norm_spec import NormSpec
 from acn_kernels.sharding import is_fsdp, refuse_exits_when_sharded
 from acn_kernels.stack import FusedACNStack
@@ -75,14 +77,15 @@ class EarlyExit(nn.Module):
 
     A ViT or Mixer (fp32, bf16) runs in the C++ engine (:class:`acn_kernels.inference.Engine`) where
     the extension is built, for a GPU with its CUDA kernels, and ``blocks.backend`` is "auto" or
-    "native", with equal results. On a GPU no host waits for the results.
+    "native", with equal results. On a GPU no host waits for the results. On the CPU so do an ACN
+    BERT, and residual twins.
 
     Before that, a Mixer in half precision on a GPU does all of it in one kernel, in which each
     sample stops at its own depth (:func:`acn_kernels.functional.mixer_exit`); so does any Mixer
     that the Triton path can take and whose ``blocks.backend`` is "triton".
 
     Args:
-        model: a classifier of :mod:`acn_kernels.models`.
+        model: a classifier of :mod:`acn_kernels.models`, of images or (ACN BERT) of texts.
         exits: depths in [1, L-1] at which samples may leave; all leave at L.
         threshold: a sample leaves below it (entropy), or above it (the others).
         criterion: "entropy" of the softmax in nats (the paper's, with tau = 0.7), its largest
@@ -94,13 +97,18 @@ class EarlyExit(nn.Module):
 
     def __init__(
         self,
-        model: ImageClassifier,
+        model: nn.Module,
         exits: Sequence[int],
         threshold: float,
         criterion: str = "entropy",
     ) -> None:
         super().__init__()
         check_criterion(criterion, threshold)
+        if is_bert(model) and not hasattr(model, "classifier"):
+            raise TypeError(
+                f"model is a {type(model).__name__}; of ACN BERTs it takes the one for "
+                "sequence classification"
+            )
         self.exits = check_exits(exits, len(model.blocks))
         self.model = model
         self.threshold = threshold
@@ -112,43 +120,51 @@ class EarlyExit(nn.Module):
         return {**super().__getstate__(), "_live": None}  # a copy makes an engine of its own
 
     @torch.no_grad()
-    def forward(self, inputs: Tensor) -> ExitResult:
-        """(logits, depth) of inputs [B, ...], in their order.
+    def forward(self, *inputs: Tensor, **named: Tensor) -> ExitResult:
+        """(logits, depth) of a batch, in its order.
+
+        Args:
+            inputs, named: images [B, channels, size, size]; of a BERT, as its own forward takes
+                them, ``input_ids`` [B, T] and, if need be, ``attention_mask`` and
+                ``token_type_ids``.
 
         Raises:
             ValueError: the model is sharded by FSDP and there are exits.
         """
+        batch = batch_of(self.model, *inputs, **named)
         if is_fsdp(self.model):
-            return self._in_step(inputs)
-        if self._kernel_is_better(inputs):
-            return self._inside_kernel(self.model.embed(inputs))
-        engine = self._engine(inputs)
+            return self._in_step(batch)
+        if self._kernel_is_better(batch):
+            return self._inside_kernel(batch.for_layers()[0])
+        engine = self._engine(batch)
         if engine is not None:
+            inputs = batch.for_engine()
             return ExitResult(*engine.decided(inputs, self.exits, self.threshold, self.criterion))
-        x = self.model.embed(inputs)
+        x, options = batch.for_layers()
         if self.criterion == "entropy" and obstacle_to_mixer_exit(self.model, x) is None:
             return self._inside_kernel(x)
-        return self._by_segments(x)
+        return self._by_segments(x, options)
 
-    def _kernel_is_better(self, inputs: Tensor) -> bool:
+    def _kernel_is_better(self, batch: ImageBatch | TextBatch) -> bool:
         """Whether a Mixer on a GPU runs in one kernel, in which no sample waits for another."""
-        if not inputs.is_cuda or self.criterion != "entropy" or type(self.model) is not Mixer:
+        images = batch.tensors[0]
+        if not images.is_cuda or self.criterion != "entropy" or type(self.model) is not Mixer:
             return False
         config = self.model.config
         tokens = (config.image_size // config.patch_size) ** 2
-        embedded = inputs.new_empty(len(inputs), tokens, config.width)  # its shape is what counts
+        embedded = images.new_empty(len(images), tokens, config.width)  # its shape is what counts
         return obstacle_to_mixer_exit(self.model, embedded) is None
 
-    def _in_step(self, inputs: Tensor) -> ExitResult:
+    def _in_step(self, batch: ImageBatch | TextBatch) -> ExitResult:
         """Every process runs every layer: FSDP's would wait for one whose samples have all left."""
         refuse_exits_when_sharded(self.exits)
-        logits = self.model(inputs)
+        logits = batch.logits()
         depth = torch.full((len(logits),), len(self.model.blocks), device=logits.device)
         return ExitResult(logits, depth)
 
-    def _engine(self, inputs: Tensor) -> Engine | None:
+    def _engine(self, batch: ImageBatch | TextBatch) -> Engine | None:
         """The C++ engine of the model as it is now; None where it does not run this call."""
-        if obstacle_to_engine(self.model, inputs) is not None:
+        if obstacle_to_engine(self.model, *batch.tensors) is not None:
             return None
         if self._live is None or not self._live.is_current():
             self._live = None
@@ -173,13 +189,13 @@ class EarlyExit(nn.Module):
             self._exit_mask = torch.tensor(mask, dtype=torch.int32, device=device)
         return self._exit_mask
 
-    def _by_segments(self, x: Tensor) -> ExitResult:
+    def _by_segments(self, x: Tensor, options: dict[str, Tensor]) -> ExitResult:
         stack, y, start = self.model.blocks, None, 0
         depth = torch.full((len(x),), len(stack), device=x.device)
         live = torch.arange(len(x), device=x.device)
         logits = None
         for k in self.exits:
-            x, y = stack.advance(x, y, start=start, stop=k)
+            x, y = stack.advance(x, y, start=start, stop=k, **options)
             start = k
             here = decide(self.model, x, y, k, self.threshold, self.criterion)
             if logits is None:
@@ -191,10 +207,11 @@ class EarlyExit(nn.Module):
             if count == 0:
                 return ExitResult(logits, depth)
             if count < len(live):
-                state = [live, x] if y is None else [live, x, y]
-                (live, x, *sums), _ = compact(here.stays, state, count, stack.backend)
-                y = sums[0] if sums else None
-        last = self.model.forward_head(stack.finish(x, y, start=start))
+                state = [live, x, *options.values(), *(() if y is None else (y,))]
+                (live, x, *rest), _ = compact(here.stays, state, count, stack.backend)
+                options = dict(zip(options, rest, strict=False))
+                y = None if y is None else rest[-1]
+        last = self.model.forward_head(stack.finish(x, y, start=start, **options))
         if logits is None:
             return ExitResult(last, depth)
         return ExitResult(logits.index_copy_(0, live, last), depth.index_fill_(0, live, len(stack)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from collections.abc import Sequence
@@ -13,7 +12,8 @@ from torch import Tensor, nn
 
 from acn_kernels import _extension
 from acn_kernels.inference.criteria import check_criterion
-from acn_kernels.inference.engine_text import engine_config, is_bert
+from acn_kernels.inference.engine_image import image_config
+from acn_kernels.inference.engine_text import is_bert, text_config
 
 
 class EngineResult(NamedTuple):
@@ -28,8 +28,8 @@ class EngineResult(NamedTuple):
 
 
 class Engine:
-    """Truncated and early-exit inference with no Python between the layers: of a ViT, a Mixer, or,
-    on the CPU, an ACN BERT that classifies texts.
+    """Truncated and early-exit inference with no Python between the layers: of a ViT or a Mixer,
+    and on the CPU of an ACN BERT that classifies texts, at any alpha: the residual twin too.
 
     The GIL is released while it runs, and many threads may call one engine at once.
 
@@ -62,8 +62,9 @@ class Engine:
 
         Args:
             compiled: also load the segments that ``export(aot_exits=...)`` compiled, and run
-                them where a call stops at their ends. They are programs, no data: load those
-                that you trust. On the CPU alone.
+                them where a call stops at their ends; a model that was compiled as a whole has
+                nothing else. They are programs, no data: load those that you trust. On the CPU
+                alone.
             device: where the weights go, "cpu" or a CUDA device.
 
         Raises:
@@ -80,12 +81,12 @@ class Engine:
         """The engine of a live ViT, Mixer or ACN BERT for classification, on the device of its
         tensors. Those are shared: a call computes with their values of that moment.
 
-        On the CPU the fp32 weights of the products, up to 2^20 elements each, are copied too, into the order
-        in which they are read, and copied again where a call finds that they have changed: by the
-        version that PyTorch counts for every tensor, and by comparing some of the values. Not
-        noticed is one change alone: written through ``.data``, which no version counts, to a part
-        of a weight that holds none of those values. (An optimizer, ``load_state_dict`` and
-        whatever else writes under ``no_grad`` are counted.) Of models made in inference mode,
+        On the CPU the fp32 weights of the products, up to 2^20 elements each, are copied too, into
+        the order in which they are read, and copied again where a call finds that they have
+        changed: by the version that PyTorch counts for every tensor, and by comparing some of the
+        values. Not noticed is one change alone: written through ``.data``, which no version counts,
+        to a part of a weight that holds none of those values. (An optimizer, ``load_state_dict``
+        and whatever else writes under ``no_grad`` are counted.) Of models made in inference mode,
         whose tensors have no version, no weight is copied.
 
         Raises:
@@ -95,13 +96,10 @@ class Engine:
         from acn_kernels.inference.engine_model import obstacle_to_engine_of
 
         native = _native_class()
-        if is_bert(model):
-            config = engine_config(model)
-        else:
-            obstacle = obstacle_to_engine_of(model)
-            if obstacle:
-                raise ValueError(f"the engine does not run this model: {obstacle}")
-            config = {"family": model.family, **dataclasses.asdict(model.config)}
+        obstacle = obstacle_to_engine_of(model)
+        if obstacle:
+            raise ValueError(f"the engine does not run this model: {obstacle}")
+        config = (text_config if is_bert(model) else image_config)(model)
         tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
         return Engine(native(json.dumps(config), tensors))
 
@@ -139,7 +137,8 @@ class Engine:
 
         Args:
             inputs: images [B, channels, size, size] of the model's dtype; of a BERT, what
-                :func:`acn_kernels.inference.text_batch` makes of words and mask.
+                :func:`acn_kernels.inference.text_batch` makes of words and mask; of a model
+                compiled as a whole, what its ``embed`` takes.
             exits: depths from 1 to below the last at which samples may leave.
             threshold, criterion: as :class:`acn_kernels.EarlyExit` takes them.
             depth: layers to run at most; None is all.

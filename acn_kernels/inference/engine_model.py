@@ -9,101 +9,36 @@ import torch
 from torch import Tensor, nn
 
 from acn_kernels import _extension
-from acn_kernels.blocks import Attention, MixerBlock, Mlp, TransformerBlock
-from acn_kernels.hooks import has_hooks, hooks_of
+from acn_kernels.hooks import hooks_of
 from acn_kernels.inference.engine import Engine
+from acn_kernels.inference.engine_image import obstacle_in_image_options, obstacle_in_images
+from acn_kernels.inference.engine_modules import DTYPES, obstacle_on
+from acn_kernels.inference.engine_text import is_bert, obstacle_in_text_options, obstacle_in_texts
 from acn_kernels.models import Mixer, ViT
-from acn_kernels.models.vit import sincos_2d
-from acn_kernels.stack import FusedACNStack
 from acn_kernels.validation import under_autocast
-
-_DTYPES = (torch.float32, torch.bfloat16)
-_EPS = 1e-5
-_MODULES = {
-    Attention, FusedACNStack, Mixer, MixerBlock, Mlp, TransformerBlock, ViT,
-    nn.Conv2d, nn.GELU, nn.LayerNorm, nn.Linear,
-}  # fmt: skip
 
 
 def obstacle_to_engine_of(model: nn.Module) -> str | None:
     """Why the engine does not run ``model``; None where it does."""
+    if is_bert(model):
+        return obstacle_in_texts(model)
     if type(model) not in (ViT, Mixer):
-        return f"the model is a {type(model).__name__}; it takes a ViT or a Mixer"
-    if model.pooled_head is None:
-        return "the head is no plain Linear layer behind the mean of the rows"
-    stack = model.blocks
-    if type(stack) is not FusedACNStack or not _is_plain(model):
-        return "the wiring is not that of a plain ACN: alpha 1, no scales, blocks as layers"
-    for name, module in model.named_modules():
-        what = f"{name or 'the model'}, a {type(module).__name__},"
-        if type(module) not in _MODULES:
-            return f"{what} is not known to it"
-        if has_hooks(module):
-            return f"{what} has hooks"
-        if isinstance(module, nn.GELU) and module.approximate != "none":
-            return f"{what} approximates"
-        if isinstance(module, nn.LayerNorm) and module.eps != _EPS:
-            return f"{what} has eps {module.eps}"
-    if model.config.depth != len(stack):
-        return f"the configuration has {model.config.depth} layers, the stack {len(stack)}"
-    return _obstacle_in_tensors(model) or _obstacle_in_positions(model)
+        return f"the model is a {type(model).__name__}; it takes a ViT, a Mixer or an ACN BERT"
+    return obstacle_in_images(model)
 
 
-def _is_plain(model: ViT | Mixer) -> bool:
-    """What may be set on the stack between two calls."""
-    stack = model.blocks
-    rows = "first" if getattr(model.config, "pool", None) == "first" else None
-    return (
-        stack.alpha == 1
-        and stack.scales is None
-        and stack.include_input
-        and stack.granularity == "block"
-        and (stack.rows is None if rows is None else stack.rows == rows)
-    )
-
-
-def _obstacle_in_tensors(model: ViT | Mixer) -> str | None:
-    with torch.device("meta"):
-        twin = type(model)(model.config)
-    expected = {name: tensor.shape for name, tensor in twin.state_dict().items()}
-    tensors = model.state_dict(keep_vars=True)
-    if {name: tensor.shape for name, tensor in tensors.items()} != expected:
-        return "its tensors are not those that its configuration makes"
-    for name, tensor in tensors.items():
-        if type(tensor) not in (nn.Parameter, Tensor):
-            return f"{name} is a {type(tensor).__name__}"
-        obstacle = _obstacle_on(tensor.device)
-        if obstacle or tensor.dtype not in _DTYPES:
-            return f"{name} is {tensor.dtype} on {tensor.device}{obstacle and ': ' + obstacle}"
-    if len({(tensor.dtype, tensor.device) for tensor in tensors.values()}) > 1:
-        return "its tensors are of several dtypes, or on several devices"
-    return None
-
-
-def _obstacle_on(device: torch.device) -> str:
-    """Why the engine does not run on ``device``; empty where it does."""
-    if device.type == "cpu" or (device.type == "cuda" and _extension.has_cuda_kernels()):
-        return ""
-    return "the extension has no CUDA kernels" if device.type == "cuda" else "it takes cpu or cuda"
-
-
-def _obstacle_in_positions(model: ViT | Mixer) -> str | None:
-    if type(model) is Mixer:
-        return None
-    config = model.config
-    own = sincos_2d(config.image_size // config.patch_size, config.width)
-    same = torch.equal(model.positions, own.to(model.positions))
-    return None if same else "the positions are not the sines and cosines that it computes"
+def _obstacle_in_options(model: nn.Module) -> str | None:
+    return (obstacle_in_text_options if is_bert(model) else obstacle_in_image_options)(model)
 
 
 class LiveEngine:
     """An engine of ``model``, and whether it still is that: modules and parameters may have been
     replaced, hooks added, options set."""
 
-    def __init__(self, model: ViT | Mixer) -> None:
+    def __init__(self, model: nn.Module) -> None:
         """Raises ValueError where the engine does not run the model."""
         self.engine = Engine.from_model(model)
-        self._model = model
+        self._model, self._alpha = model, model.blocks.alpha
         # In columns, which C walks through at every call faster than a loop would.
         self._owners, self._names, self._held = zip(*_held_by(model), strict=True)
         tensors = [x for x in self._held if isinstance(x, Tensor)]
@@ -118,9 +53,8 @@ class LiveEngine:
             all(map(is_, map(dict.get, self._owners, self._names), self._held))
             and self._places.hold()
             and not any(self._hooks)
-            and len(self._model.blocks) == self._model.config.depth
-            and self._model.pooled_head is not None
-            and _is_plain(self._model)
+            and self._model.blocks.alpha == self._alpha
+            and _obstacle_in_options(self._model) is None
         )
 
 
@@ -134,19 +68,23 @@ def _held_by(module: nn.Module) -> Iterator[tuple[dict, str, object]]:
                 yield from _held_by(x)
 
 
-def obstacle_to_engine(model: nn.Module, images: Tensor) -> str | None:
-    """Why a call with ``images`` does not go to the engine, the model aside; None where it may."""
+def obstacle_to_engine(model: nn.Module, *inputs: Tensor) -> str | None:
+    """Why a call with these inputs does not go to the engine, what the model is made of aside; None
+    where it may."""
     if _extension.module() is None:
         return f"the compiled extension is {_extension.state()}"
     if model.blocks.backend not in ("auto", "native"):
         return f"backend is {model.blocks.backend!r}"
+    if is_bert(model) and model.training:
+        return "the model is in training mode, where it drops out"
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
         return "the operations are being traced or watched"
-    if type(images) is not Tensor or under_autocast(images):
-        return "the images are no plain tensor, or autocast is on"
-    weight = model.stem.weight
-    if images.device != weight.device:
-        return f"the images are on {images.device}, the model on {weight.device}"
-    if images.dtype not in _DTYPES or images.dtype != weight.dtype:
-        return f"the images are {images.dtype}; it takes fp32 or bf16, the model's"
-    return _obstacle_on(images.device) or None
+    weight = next(model.parameters())
+    if under_autocast(weight):
+        return "autocast is on"
+    for given in inputs:
+        if type(given) is not Tensor or given.device != weight.device:
+            return f"the inputs are no plain tensors on {weight.device}, where the model is"
+        if given.is_floating_point() and (given.dtype not in DTYPES or given.dtype != weight.dtype):
+            return f"the inputs are {given.dtype}; it takes fp32 or bf16, the model's"
+    return obstacle_on(weight.device) or None

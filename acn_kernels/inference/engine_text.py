@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from acn_kernels.blocks import Attention, Mlp, PostNormBlock, PostNormStack
-from acn_kernels.hooks import has_hooks
+from acn_kernels.inference.engine_modules import obstacle_in_modules, obstacle_in_tensors
 from acn_kernels.models.base import CONFIG_FILE
 
 _EPS = 1e-12
@@ -50,19 +50,13 @@ def text_batch(
     return torch.stack([row.long() for row in rows.values()], 1)
 
 
-def engine_config(model: nn.Module) -> dict:
-    """The configuration of ``model``, an ACN BERT, as the engine reads it.
-
-    Raises:
-        ValueError: the engine does not run this model.
-    """
-    obstacle = _obstacle(model)
-    if obstacle:
-        raise ValueError(f"the engine does not run this model: {obstacle}")
+def text_config(model: nn.Module) -> dict:
+    """The configuration of ``model``, an ACN BERT, as the engine reads it."""
     config = model.config
     return {
         "family": "bert",
         "wiring": "acn",
+        "alpha": model.blocks.alpha,
         "width": config.hidden_size,
         "depth": len(model.blocks),
         "classes": model.classifier.out_features,
@@ -94,30 +88,30 @@ def saved_bert(folder: str | os.PathLike) -> nn.Module | None:
     return Classifier.from_pretrained(folder)
 
 
-def _obstacle(model: nn.Module) -> str | None:
+def obstacle_in_texts(model: nn.Module) -> str | None:
+    """Why the engine does not run ``model``, an ACN BERT; None where it does."""
     from acn_kernels.models import huggingface
     from acn_kernels.models.huggingface.bert import ACNBertEmbeddings
 
     if type(model) is not huggingface.ACNBertForSequenceClassification:
         return f"the model is a {type(model).__name__}; it takes the one for classification"
-    stack = model.blocks
-    if type(stack) is not PostNormStack or stack.alpha != 1 or stack.granularity != "block":
-        return "the wiring is not that of a plain ACN: alpha 1, blocks as layers"
-    if stack.norm is not None or stack.rows is not None:
-        return "the stack has a norm or rows of its own"
     known = {
         huggingface.ACNBertForSequenceClassification, huggingface.ACNBertModel, ACNBertEmbeddings,
         Attention, Mlp, PostNormBlock, PostNormStack,
         nn.Dropout, nn.Embedding, nn.GELU, nn.LayerNorm, nn.Linear,
     }  # fmt: skip
-    for name, module in model.named_modules():
-        what = f"{name or 'the model'}, a {type(module).__name__},"
-        if type(module) not in known:
-            return f"{what} is not known to it"
-        if has_hooks(module):
-            return f"{what} has hooks"
-        if isinstance(module, nn.GELU) and module.approximate != "none":
-            return f"{what} approximates"
-        if isinstance(module, nn.LayerNorm) and module.eps != _EPS:
-            return f"{what} has eps {module.eps}"
+    obstacle = obstacle_in_text_options(model) or obstacle_in_modules(model, known, _EPS)
+    return obstacle or obstacle_in_tensors(model.state_dict(keep_vars=True).items())
+
+
+def obstacle_in_text_options(model: nn.Module) -> str | None:
+    """The same of what may be set between two calls, modules and tensors aside."""
+    stack = model.blocks
+    blocks = type(stack) is PostNormStack and stack.granularity == "block"
+    if not blocks or not isinstance(stack.alpha, float):
+        return "the wiring is not plain: one alpha, blocks as layers"
+    if next(model.parameters()).is_cuda:
+        return "texts run on the CPU"
+    if stack.norm is not None or stack.rows is not None:
+        return "the stack has a norm or rows of its own"
     return None

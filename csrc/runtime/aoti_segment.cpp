@@ -1,8 +1,5 @@
 #include "aoti_segment.h"
 
-#include <ATen/Parallel.h>
-#include <torch/csrc/inductor/aoti_package/model_package_loader.h>
-
 #include <charconv>
 #include <filesystem>
 #include <optional>
@@ -13,32 +10,10 @@
 namespace acn {
 namespace {
 
-using torch::inductor::AOTIModelPackageLoader;
-
-// (x, y) or, of the first layers, x alone to the new (x, y).
-class AotiSegment final : public Segment {
- public:
-  AotiSegment(const std::string& path, bool first)
-      : loader_(path, "model", /*run_single_threaded=*/false,
-                static_cast<size_t>(at::get_num_threads())),
-        first_(first) {}
-
-  State run(State state, bool) const override {
-    std::vector<at::Tensor> inputs{state.x};
-    if (!first_) inputs.push_back(state.y);
-    std::vector<at::Tensor> outputs = loader_.run(inputs);
-    return {outputs.at(0).contiguous(), outputs.at(1).contiguous(), {}};
-  }
-
- private:
-  // Its runners are taken from a pool under a lock of its own.
-  mutable AOTIModelPackageLoader loader_;
-  bool first_;
-};
+const std::string kPrefix = "segment-", kSuffix = ".pt2";
 
 // BEGIN and END of "segment-BEGIN-END.pt2"; nothing for other names.
 std::optional<std::pair<int64_t, int64_t>> layers_of(const std::string& name) {
-  static const std::string kPrefix = "segment-", kSuffix = ".pt2";
   if (name.size() <= kPrefix.size() + kSuffix.size() || name.rfind(kPrefix, 0) != 0) return {};
   const char* at = name.data() + kPrefix.size();
   const char* end = name.data() + name.size() - kSuffix.size();
@@ -52,6 +27,19 @@ std::optional<std::pair<int64_t, int64_t>> layers_of(const std::string& name) {
 
 }  // namespace
 
+State AotiSegment::run(State state, bool) const {
+  std::vector<at::Tensor> inputs{state.x};
+  if (state.y.defined()) inputs.push_back(state.y);
+  std::vector<at::Tensor> outputs = program_.run(inputs, 1, 2);
+  State next{std::move(outputs[0]), {}, state.mask};
+  if (outputs.size() == 2) next.y = std::move(outputs[1]);
+  return next;
+}
+
+std::string segment_path(const std::string& folder, int64_t begin, int64_t end) {
+  return text(folder, "/", kPrefix, begin, "-", end, kSuffix);
+}
+
 Packages load_packages(const std::string& folder, const Config& config) {
   Packages packages;
   for (const auto& file : std::filesystem::directory_iterator(folder)) {
@@ -61,11 +49,7 @@ Packages load_packages(const std::string& folder, const Config& config) {
     if (layers->first < 0 || layers->second <= layers->first || layers->second > config.depth) {
       throw FormatError(text(path, " is for layers that a model of ", config.depth, " lacks"));
     }
-    try {
-      packages[*layers] = std::make_shared<AotiSegment>(path, layers->first == 0);
-    } catch (const std::exception& error) {
-      throw FormatError(text(path, " does not load: ", std::string(error.what()).substr(0, 200)));
-    }
+    packages[*layers] = std::make_shared<AotiSegment>(path);
   }
   return packages;
 }

@@ -1,5 +1,7 @@
 #include "acn/runtime/config.h"
 
+#include <algorithm>
+#include <functional>
 #include <map>
 #include <set>
 
@@ -13,6 +15,7 @@ namespace {
 constexpr int64_t kLargest = 1 << 24;
 constexpr int64_t kDeepest = 4096;
 constexpr int64_t kLargestImage = 1 << 15;
+constexpr int64_t kLargestState = int64_t{1} << 40;
 
 // Takes fields out of the object one by one; what was never asked for is foreign.
 class Fields {
@@ -34,6 +37,17 @@ class Fields {
     return value;
   }
 
+  std::vector<int64_t> numbers(const std::string& name, int64_t least, int64_t most) {
+    std::vector<int64_t> values;
+    for (const Json& each : field(name).array(name)) {
+      values.push_back(each.integer(name));
+      if (values.back() < least || values.back() > most) {
+        throw FormatError(text(name, " holds ", values.back(), "; it takes ", least, " to ", most));
+      }
+    }
+    return values;
+  }
+
   const std::string& word(const std::string& name, const std::vector<std::string>& allowed) {
     const std::string& value = field(name).string(name);
     std::string list;
@@ -42,6 +56,16 @@ class Fields {
       list += (list.empty() ? "" : ", ") + one;
     }
     throw FormatError(text(name, " is '", value.substr(0, 40), "'; the engine runs ", list));
+  }
+
+  // A number from 0 to 1; `otherwise` where the configuration has none.
+  double share(const std::string& name, double otherwise) {
+    if (!object_.count(name)) return otherwise;
+    const double value = field(name).number(name);
+    if (!(value >= 0 && value <= 1)) {
+      throw FormatError(text(name, " is ", value, "; it takes 0 to 1"));
+    }
+    return value;
   }
 
   void end() const {
@@ -155,16 +179,45 @@ void parse_text_model(Fields& fields, Config& config) {
   config.token_kinds = fields.number("token_kinds", 1, kLargest);
 }
 
+void parse_compiled_model(Fields& fields, Config& config) {
+  config.input = fields.numbers("input", 1, kLargest);
+  elements_of(config.input);
+  config.input_dtype = fields.word("input_dtype", {"F32", "BF16", "I64"});
+  config.dtype = fields.word("dtype", {"F32", "BF16"});
+  config.state = fields.numbers("state", 1, kLargest);
+  if (config.state.empty() || elements_of(config.state) > kLargestState) {
+    throw FormatError("state is empty or has too many elements; it takes the shape of a sample's x");
+  }
+  config.width = config.state.back();
+  config.stops = fields.numbers("stops", 1, config.depth);
+  const bool rising = std::is_sorted(config.stops.begin(), config.stops.end(), std::less_equal<>());
+  if (config.stops.empty() || !rising || config.stops.back() != config.depth) {
+    throw FormatError(text("stops takes rising depths, the last one ", config.depth));
+  }
+}
+
 }  // namespace
 
 Config parse_config(std::string_view source) {
   static const std::map<std::string, Family> kFamilies{
-      {"vit", Family::vit}, {"mixer", Family::mixer}, {"bert", Family::bert}};
+      {"vit", Family::vit},
+      {"mixer", Family::mixer},
+      {"bert", Family::bert},
+      {"compiled", Family::compiled}};
   const Json document = Json::parse(source);
   Fields fields(document.object("the configuration"));
   Config config;
-  config.family = kFamilies.at(fields.word("family", {"vit", "mixer", "bert"}));
-  fields.word("wiring", {"acn"});
+  config.family = kFamilies.at(fields.word("family", {"vit", "mixer", "bert", "compiled"}));
+  if (config.family == Family::compiled) {
+    config.depth = fields.number("depth", 1, kDeepest);
+    config.classes = fields.number("classes", 1, kLargest);
+    parse_compiled_model(fields, config);
+    fields.end();
+    return config;
+  }
+  // One that was trained on its direct gradient alone computes as any other.
+  const std::string& wiring = fields.word("wiring", {"acn", "residual", "dg_only"});
+  config.alpha = fields.share("alpha", wiring == "residual" ? 0 : 1);
   config.width = fields.number("width", 1, kLargest);
   config.depth = fields.number("depth", 0, kDeepest);
   config.classes = fields.number("classes", 1, kLargest);
@@ -182,8 +235,25 @@ Config parse_config(std::string_view source) {
   return config;
 }
 
+int64_t Config::tokens() const {
+  switch (family) {
+    case Family::bert: return positions;
+    case Family::compiled: return elements_of(state) / width;
+    default: return patches() + class_token;
+  }
+}
+
+int64_t Config::hidden() const {
+  switch (family) {
+    case Family::mixer: return channel_mlp;
+    case Family::compiled: return 4 * width;  // a guess: nobody knows what the programs do
+    default: return mlp_width;
+  }
+}
+
 std::vector<TensorShape> tensors_of(const Config& config) {
   std::vector<TensorShape> tensors;
+  if (config.family == Family::compiled) return tensors;  // programs hold their own
   Layout layout(tensors);
   (config.family == Family::bert ? add_text_model : add_image_model)(layout, config);
   return tensors;

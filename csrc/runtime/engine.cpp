@@ -9,11 +9,13 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <mutex>
 #include <numeric>
 
 #include "acn/runtime/errors.h"
 #include "aoti_segment.h"
 #include "device.h"
+#include "measure.h"
 #include "micro_batch.h"
 #include "model.h"
 #include "regroup.h"
@@ -52,6 +54,14 @@ std::vector<int64_t> stops_of(const RunOptions& options, int64_t layers) {
   return stops;
 }
 
+// Throws std::invalid_argument where the engine does not run the model on the device.
+void check_place(const Config& config, at::Device device) {
+  device::check(device);
+  if (!device.is_cpu() && config.alpha != 1) {
+    throw std::invalid_argument(text("alpha is ", config.alpha, "; on ", device, " it takes 1"));
+  }
+}
+
 // Micro-batches side by side need no synchronisation inside; one alone takes all threads.
 template <class Body>
 void for_each(size_t count, const Body& body) {
@@ -70,10 +80,16 @@ void for_each(size_t count, const Body& body) {
 
 struct Engine::Parts {
   Parts(const Config& of, const Tensors& weights, Packages compiled)
+      : Parts(of, weights.begin()->second.options(),
+              (of.family == Family::bert ? text_model : image_model)(of, weights),
+              std::move(compiled)) {}
+
+  Parts(const Config& of, const at::TensorOptions& weights, std::unique_ptr<const Model> whole,
+        Packages compiled)
       : config(of),
-        dtype(weights.begin()->second.scalar_type()),
-        device(weights.begin()->second.device()),
-        model((of.family == Family::bert ? text_model : image_model)(of, weights)),
+        dtype(at::typeMetaToScalarType(weights.dtype())),
+        device(weights.device()),
+        model(std::move(whole)),
         packages(std::move(compiled)),
         micro_batch(micro_batch_for(of, dtype == at::kFloat ? 4 : 2, cache_size())) {
     if (!device.is_cpu()) runner = device::runner(*model, device);
@@ -86,6 +102,15 @@ struct Engine::Parts {
     return model->segment(begin, end);
   }
 
+  // On samples of a state between two segments; measured once for all calls.
+  const SampleCosts& costs(int64_t begin, int64_t stop, const State& state) const {
+    std::call_once(measured_, [&] {
+      const int64_t end = config.family == Family::compiled ? stop : begin + 1;
+      costs_ = measured_costs(*model->segment(begin, end), end - begin, state);
+    });
+    return costs_;
+  }
+
   Config config;
   at::ScalarType dtype;
   at::Device device;
@@ -93,9 +118,29 @@ struct Engine::Parts {
   Packages packages;
   int64_t micro_batch;
   std::unique_ptr<const device::Runner> runner;  // null on the CPU
+
+ private:
+  mutable std::once_flag measured_;
+  mutable SampleCosts costs_;
 };
 
 namespace {
+
+// The samples that groups hold, those that left included, but for groups that all have left.
+int64_t held_by(const std::vector<Survivors>& survivors) {
+  int64_t held = 0;
+  for (const Survivors& each : survivors) {
+    if (!each.rows.empty()) held += each.state.x.size(0);
+  }
+  return held;
+}
+
+// Of any group that has live samples.
+const State& state_of_one(const std::vector<Survivors>& survivors) {
+  return std::find_if(survivors.begin(), survivors.end(), [](const Survivors& each) {
+           return !each.rows.empty();
+         })->state;
+}
 
 // One call: where results go, and what the micro-batches share.
 class Run {
@@ -104,21 +149,21 @@ class Run {
       : model_(model), options_(options), logits_(logits), depth_(depth) {}
 
   // Runs the segment on a micro-batch, lets those leave who may, and returns who stays.
-  Survivors step(const Segment& segment, State state, std::vector<int64_t> samples, int64_t stop,
-                 bool last) {
+  Survivors step(const Segment& segment, State state, const std::vector<int64_t>& rows,
+                 const std::vector<int64_t>& samples, int64_t stop, bool last) {
     state = segment.run(std::move(state), last);
     const Tensor logits = model_.logits(state).contiguous();
     const Tensor wide = logits.to(at::kFloat);
-    const float* row = wide.const_data_ptr<float>();
+    const float* numbers = wide.const_data_ptr<float>();
     const int64_t classes = wide.size(1);
     Survivors survivors;
-    for (size_t i = 0; i < samples.size(); ++i, row += classes) {
-      const double sure = certainty(options_.criterion, row, classes);
+    for (size_t i = 0; i < samples.size(); ++i) {
+      const double sure = certainty(options_.criterion, numbers + rows[i] * classes, classes);
       if (last && std::isnan(sure)) ++undecided;
       if (last || leaves(options_.criterion, sure, options_.threshold)) {
-        settle(logits, static_cast<int64_t>(i), samples[i], stop);
+        settle(logits, rows[i], samples[i], stop);
       } else {
-        survivors.rows.push_back(static_cast<int64_t>(i));
+        survivors.rows.push_back(rows[i]);
         survivors.samples.push_back(samples[i]);
       }
     }
@@ -167,13 +212,23 @@ void run_on_device(const device::Runner& runner, const Tensor& input, const RunO
 }  // namespace
 
 Engine Engine::from_folder(const std::string& folder, bool compiled, at::Device device) {
-  device::check(device);
+  device::check(device);  // before anything is read
   if (compiled && !device.is_cpu()) {
     throw std::invalid_argument(text("device is ", device, "; compiled segments run on cpu"));
   }
   const std::string path = folder + "/config.json";
   try {
     const Config config = parse_config(read_text(path, kConfigBytes));
+    if (config.family == Family::compiled) {
+      if (!compiled) {
+        throw FormatError("it holds programs and no weights; load it as compiled (acn_infer "
+                          "--aot) where you trust its source");
+      }
+      const auto weights = at::TensorOptions(scalar_type_of(config.dtype));
+      return Engine(std::make_unique<const Parts>(config, weights, compiled_model(config, folder),
+                                                  Packages()));
+    }
+    check_place(config, device);
     Tensors weights = load_weights(folder + "/model.safetensors", config);
     for (auto& [name, tensor] : weights) tensor = tensor.to(device);
     Packages packages;
@@ -185,8 +240,9 @@ Engine Engine::from_folder(const std::string& folder, bool compiled, at::Device 
 }
 
 Engine::Engine(const Config& config, Tensors weights) {
+  if (config.family == Family::compiled) throw FormatError("a compiled model is loaded by folder");
   check_weights(weights, config);
-  device::check(weights.begin()->second.device());
+  check_place(config, weights.begin()->second.device());
   const c10::InferenceMode no_autograd;
   parts_ = std::make_unique<const Parts>(config, weights, Packages());
 }
@@ -199,10 +255,14 @@ Engine::~Engine() = default;
 const Config& Engine::config() const { return parts_->config; }
 at::ScalarType Engine::dtype() const { return parts_->dtype; }
 at::ScalarType Engine::input_dtype() const {
-  return parts_->config.family == Family::bert ? at::kLong : parts_->dtype;
+  const Config& config = parts_->config;
+  if (config.family == Family::compiled) return scalar_type_of(config.input_dtype);
+  return config.family == Family::bert ? at::kLong : parts_->dtype;
 }
 int64_t Engine::default_micro_batch() const { return parts_->micro_batch; }
-size_t Engine::compiled_segments() const { return parts_->packages.size(); }
+size_t Engine::compiled_segments() const {
+  return parts_->packages.size() + parts_->config.stops.size();
+}
 at::Device Engine::device() const { return parts_->device; }
 GraphReport Engine::graphs() const {
   return parts_->runner ? parts_->runner->graphs() : GraphReport{};
@@ -213,6 +273,7 @@ Result Engine::run(const Tensor& given, const RunOptions& options) const {
   parts_->model->check(given);
   Result result;
   result.stops = stops_of(options, config.depth);
+  for (const int64_t stop : result.stops) parts_->model->check_stop(stop);
   result.counts.assign(result.stops.size(), 0);
   const int64_t batch = given.size(0);
   const auto options_of = at::TensorOptions(parts_->device);
@@ -244,13 +305,22 @@ Result Engine::run(const Tensor& given, const RunOptions& options) const {
   for (size_t s = 0; s < result.stops.size() && live > 0; ++s) {
     const int64_t stop = result.stops[s];
     const std::shared_ptr<const Segment> segment = parts_->segment(begin, stop);
-    const std::vector<Group> groups = regroup(std::move(survivors), samples_a_group(live));
+    const auto pack = [&] {
+      if (s == 0) return true;  // the caller's batch
+      const int64_t held = held_by(survivors);
+      if (held == live) return false;
+      const SampleCosts costs =
+          options.costs ? *options.costs : parts_->costs(begin, stop, state_of_one(survivors));
+      return packing_pays(costs, live, held, stop - begin);
+    };
+    const std::vector<Group> groups = pack() ? packed(std::move(survivors), samples_a_group(live))
+                                             : unmoved(std::move(survivors));
     survivors = std::vector<Survivors>(groups.size());
     for_each(groups.size(), [&](size_t i) {
-      State state = groups[i].gather();
-      if (begin == 0) state = parts_->model->embed(state.x);
-      survivors[i] = run.step(*segment, std::move(state), groups[i].samples(), stop,
-                              s + 1 == result.stops.size());
+      Gathered group = groups[i].gather();
+      if (begin == 0) group.state = parts_->model->embed(group.state.x);
+      survivors[i] = run.step(*segment, std::move(group.state), group.rows, groups[i].samples(),
+                              stop, s + 1 == result.stops.size());
     });
     int64_t staying = 0;
     for (const Survivors& each : survivors) staying += static_cast<int64_t>(each.rows.size());

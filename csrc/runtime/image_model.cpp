@@ -59,7 +59,8 @@ class ImageModel final : public Model {
   State embed(const Tensor& images) const override { return {stem_(images), {}, {}}; }
 
   std::shared_ptr<const Segment> segment(int64_t begin, int64_t end) const override {
-    return std::make_shared<NativeSegment>(blocks_, begin, end, config_.class_token);
+    return std::make_shared<NativeSegment>(blocks_, begin, end, config_.alpha,
+                                           config_.class_token);
   }
 
   Tensor logits(const State& state) const override { return head_(state); }

@@ -208,6 +208,11 @@ int64_t Json::integer(const std::string& what) const {
   return as<int64_t>(value_, what, "an integer");
 }
 
+double Json::number(const std::string& what) const {
+  if (const int64_t* whole = std::get_if<int64_t>(&value_)) return static_cast<double>(*whole);
+  return as<double>(value_, what, "a number");
+}
+
 bool Json::boolean(const std::string& what) const {
   return as<bool>(value_, what, "true or false");
 }

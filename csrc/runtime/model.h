@@ -18,6 +18,9 @@ class Model {
   // Throws std::invalid_argument unless `input` is a batch that the model takes.
   virtual void check(const at::Tensor& input) const = 0;
 
+  // Throws std::invalid_argument unless samples may leave, or all stop, at this depth.
+  virtual void check_stop(int64_t) const {}
+
   // x_0 of a batch.
   virtual State embed(const at::Tensor& input) const = 0;
 
@@ -33,5 +36,8 @@ class Model {
 
 std::unique_ptr<const Model> image_model(const Config& config, const Tensors& weights);
 std::unique_ptr<const Model> text_model(const Config& config, const Tensors& weights);
+
+// Of the programs in a folder, which hold their weights themselves. Throws FileError, FormatError.
+std::unique_ptr<const Model> compiled_model(const Config& config, const std::string& folder);
 
 }  // namespace acn

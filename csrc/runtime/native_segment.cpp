@@ -1,5 +1,7 @@
 #include "native_segment.h"
 
+#include <ATen/ops/add.h>
+#include <ATen/ops/lerp.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/relu.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
@@ -16,30 +18,41 @@ using at::Tensor;
 // The least that ATen's product takes of rows or columns without losing half its speed.
 constexpr int64_t kLeast = 64;
 
-// body(rows, begin) on x [B, T, D] as rows [B T, D]: what a map over the last axis alone needs.
-// In fp32 its products share out the threads themselves.
+// x [B, T, D] as rows [B T, D].
+Tensor rows_of(const Tensor& x) { return x.reshape({-1, x.size(-1)}); }
+
+// body(rows, begin) on the rows of x: what a map over the last axis alone needs. In fp32 its
+// products share out the threads themselves.
 template <class Body>
 Tensor over_rows(const Tensor& x, const Body& body) {
-  const Tensor rows = x.view({-1, x.size(-1)});
+  const Tensor rows = rows_of(x);
   const Tensor out = x.scalar_type() == at::kFloat ? body(rows, 0)
                                                    : in_pieces(rows, 0, kLeast, body);
   return out.view(x.sizes());
 }
 
+// The input u of a layer, of the latest output x and the sum y that holds it, in x's dtype.
+Tensor layer_input(const Tensor& x, const Tensor& y, double alpha) {
+  if (alpha == 1) return x;
+  const Tensor u = alpha == 0 ? y : at::lerp(y, x.to(at::kFloat), alpha);
+  return u.to(x.scalar_type());
+}
+
 class TransformerBlock final : public Block {
  public:
-  TransformerBlock(const Tensors& weights, const std::string& at, int64_t heads)
-      : Block(norm_at(weights, at + "norm1")),
-        heads_(heads),
+  TransformerBlock(const Tensors& weights, const std::string& at, const Config& config)
+      : Block(norm_at(weights, at + "norm1"), config.alpha),
+        heads_(config.heads),
         qkv_(linear_at(weights, at + "attn.qkv")),
         proj_(linear_at(weights, at + "attn.proj")),
         norm2_(norm_at(weights, at + "norm2")),
         mlp_{linear_at(weights, at + "mlp.fc1"), linear_at(weights, at + "mlp.fc2")} {}
 
-  Tensor run(Tensor h, const Tensor&, bool first_row) const override {
+  Tensor run(Tensor h, const Tensor& u, bool first_row) const override {
     Tensor out = first_row ? attend_first(h) : attend(heads(qkv_(h), 3));
-    return over_rows(out, [&](const Tensor& rows, int64_t) {
-      return mlp_(proj_(rows), &norm2_);
+    const Tensor u_rows = rows_of(first_row ? u.narrow(1, 0, 1) : u);
+    return over_rows(out, [&](const Tensor& rows, int64_t begin) {
+      return within(proj_(rows), u_rows.narrow(0, begin, rows.size(0)), norm2_, mlp_);
     });
   }
 
@@ -78,25 +91,26 @@ class TransformerBlock final : public Block {
 
 class MixerBlock final : public Block {
  public:
-  MixerBlock(const Tensors& weights, const std::string& at, bool closing)
-      : Block(norm_at(weights, at + "norm1")),
+  MixerBlock(const Tensors& weights, const std::string& at, const Config& config)
+      : Block(norm_at(weights, at + "norm1"), config.alpha),
         token_mlp_{linear_at(weights, at + "token_mlp.fc1"),
                    linear_at(weights, at + "token_mlp.fc2")},
         norm2_(norm_at(weights, at + "norm2")),
         channel_mlp_{linear_at(weights, at + "channel_mlp.fc1"),
                      linear_at(weights, at + "channel_mlp.fc2")} {
-    if (!closing) return;
+    if (!config.closing) return;
     closing_ = linear_at(weights, at + "closing");
     norm3_ = norm_at(weights, at + "norm3");
   }
 
   Tensor run(Tensor h, const Tensor& u, bool) const override {
     h = token_mlp_.over_tokens(std::move(h));
-    const Tensor u_rows = u.view({-1, u.size(-1)});
+    const Tensor all_u = rows_of(u);
     return over_rows(h, [&](const Tensor& rows, int64_t begin) {
-      Tensor out = channel_mlp_(rows, &norm2_);
+      const Tensor u_rows = all_u.narrow(0, begin, rows.size(0));
+      Tensor out = within(rows, u_rows, norm2_, channel_mlp_);
       if (!closing_) return out;
-      Tensor closed = (*closing_)(out).add_(u_rows.narrow(0, begin, rows.size(0)));
+      Tensor closed = (*closing_)(out).add_(u_rows);
       return norm(at::relu_(closed), norm3_);
     });
   }
@@ -111,6 +125,12 @@ class MixerBlock final : public Block {
 
 }  // namespace
 
+Tensor Block::within(const Tensor& h, const Tensor& u, const LayerNorm& norm2,
+                     const Mlp& mlp) const {
+  if (around_ == 0) return mlp(h, &norm2);
+  return mlp(at::add(h, u, around_), &norm2).add_(h, around_);
+}
+
 LayerNorm norm_at(const Tensors& weights, const std::string& name) {
   return {weights.at(name + ".weight"), weights.at(name + ".bias")};
 }
@@ -120,9 +140,9 @@ Blocks blocks_of(const Config& config, const Tensors& weights) {
   for (int64_t i = 0; i < config.depth; ++i) {
     const std::string at = "blocks." + std::to_string(i) + ".";
     if (config.family == Family::vit) {
-      blocks.push_back(std::make_shared<TransformerBlock>(weights, at, config.heads));
+      blocks.push_back(std::make_shared<TransformerBlock>(weights, at, config));
     } else {
-      blocks.push_back(std::make_shared<MixerBlock>(weights, at, config.closing));
+      blocks.push_back(std::make_shared<MixerBlock>(weights, at, config));
     }
   }
   return blocks;
@@ -132,8 +152,11 @@ State NativeSegment::run(State state, bool closing) const {
   for (int64_t i = begin_; i < end_; ++i) {
     const Block& block = *blocks_[static_cast<size_t>(i)];
     const bool last = closing && first_row_ && i == end_ - 1;
-    Tensor h = accumulate_norm(state.x, state.y, first_row_, block.entry());
-    state.x = block.run(std::move(h), state.x, last).contiguous();
+    // At other alphas the layers read all of y.
+    const bool first_sum = first_row_ && alpha_ == 1;
+    Tensor h = accumulate_norm(state.x, state.y, first_sum, block.entry(), alpha_);
+    const Tensor u = layer_input(state.x, state.y, alpha_);
+    state.x = block.run(std::move(h), u, last).contiguous();
   }
   return state;
 }

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 
 namespace acn {
 namespace {
@@ -42,23 +43,50 @@ class Packer {
 
 }  // namespace
 
-State Group::gather() const {
-  const State& first = pieces_.front().from->state;
+Gathered Group::gather() const {
+  const Survivors& first = *pieces_.front().from;
   const int64_t count = static_cast<int64_t>(samples_.size());
-  if (pieces_.size() == 1 && first.x.size(0) == count) return first;
-  Packer x(first.x, count);
-  Packer y(first.y, count);
-  Packer mask(first.mask, count);
+  if (!moves_) return {first.state, first.rows};
+  std::vector<int64_t> rows(samples_.size());
+  std::iota(rows.begin(), rows.end(), 0);
+  if (pieces_.size() == 1 && first.state.x.size(0) == count) return {first.state, rows};
+  Packer x(first.state.x, count);
+  Packer y(first.state.y, count);
+  Packer mask(first.state.mask, count);
   for (const Piece& piece : pieces_) {
-    const int64_t* rows = piece.from->rows.data() + piece.begin;
-    x.add(piece.from->state.x, rows, piece.end - piece.begin);
-    y.add(piece.from->state.y, rows, piece.end - piece.begin);
-    mask.add(piece.from->state.mask, rows, piece.end - piece.begin);
+    const int64_t* from = piece.from->rows.data() + piece.begin;
+    x.add(piece.from->state.x, from, piece.end - piece.begin);
+    y.add(piece.from->state.y, from, piece.end - piece.begin);
+    mask.add(piece.from->state.mask, from, piece.end - piece.begin);
   }
-  return {x.take(), y.take(), mask.take()};
+  return {{x.take(), y.take(), mask.take()}, std::move(rows)};
 }
 
-std::vector<Group> regroup(std::vector<Survivors> survivors, int64_t size) {
+State first_samples(const State& state, int64_t count) {
+  std::vector<int64_t> rows(static_cast<size_t>(count));
+  std::iota(rows.begin(), rows.end(), 0);
+  const auto copy = [&](const at::Tensor& from) {
+    Packer packer(from, count);
+    packer.add(from, rows.data(), count);
+    return packer.take();
+  };
+  return {copy(state.x), copy(state.y), copy(state.mask)};
+}
+
+std::vector<Group> unmoved(std::vector<Survivors> survivors) {
+  std::vector<Group> groups;
+  for (Survivors& each : survivors) {
+    if (each.rows.empty()) continue;
+    const auto from = std::make_shared<const Survivors>(std::move(each));
+    Group& group = groups.emplace_back();
+    group.pieces_.push_back({from, 0, static_cast<int64_t>(from->rows.size())});
+    group.samples_ = from->samples;
+    group.moves_ = false;
+  }
+  return groups;
+}
+
+std::vector<Group> packed(std::vector<Survivors> survivors, int64_t size) {
   std::vector<Group> groups;
   int64_t room = 0;
   for (Survivors& each : survivors) {

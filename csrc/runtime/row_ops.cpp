@@ -82,7 +82,7 @@ at::Tensor norm(const at::Tensor& x, const LayerNorm& norm) {
 }
 
 at::Tensor accumulate_norm(const at::Tensor& x, at::Tensor& y, bool first_row,
-                           const LayerNorm& norm) {
+                           const LayerNorm& norm, double alpha) {
   if (!x.is_cpu()) return accumulate_norm_on_device(x, y, first_row, norm);
   const WideNorm wide(norm);
   const int64_t samples = x.size(0), tokens = x.size(1), width = x.size(2);
@@ -103,6 +103,7 @@ at::Tensor accumulate_norm(const at::Tensor& x, at::Tensor& y, bool first_row,
   args.x = rows_of(x);
   args.y = y.mutable_data_ptr<float>();
   args.h = out_rows(h);
+  args.alpha = static_cast<float>(alpha);
   args.affine = wide.affine();
   args.eps = LayerNorm::kEps;
   args.norm = Norm::layer;
@@ -131,13 +132,15 @@ at::Tensor exit_pool(const at::Tensor& x, const at::Tensor& y, bool first_row,
                      const LayerNorm& norm) {
   const WideNorm wide(norm);
   at::Tensor pooled = at::empty({x.size(0), x.size(2)}, x.options().dtype(at::kFloat));
+  at::Tensor sum = y;
+  if (first_row && y.defined()) sum = y.narrow(1, 0, 1).contiguous();
   ExitPool<float> args;
   args.samples = x.size(0);
   args.tokens = first_row ? 1 : x.size(1);
   args.width = x.size(2);
   args.x = rows_of(x);
   args.tokens_of_x = x.size(1);
-  args.y = y.defined() ? y.const_data_ptr<float>() : nullptr;
+  args.y = sum.defined() ? sum.const_data_ptr<float>() : nullptr;
   args.affine = wide.affine();
   args.eps = LayerNorm::kEps;
   args.norm = Norm::layer;

@@ -1,4 +1,5 @@
 // BERT's post-norm blocks on ATen's operations, with a classifier on the first token of the sum.
+#include <ATen/ops/add.h>
 #include <ATen/ops/aminmax.h>
 #include <ATen/ops/embedding.h>
 #include <ATen/ops/layer_norm.h>
@@ -24,23 +25,31 @@ Tensor normed(const Tensor& x, const LayerNorm& norm) {
 
 class PostNormBlock {
  public:
-  PostNormBlock(const Tensors& weights, const std::string& at, int64_t heads)
-      : heads_(heads),
+  PostNormBlock(const Tensors& weights, const std::string& at, const Config& config)
+      : heads_(config.heads),
+        around_(1 - config.alpha),
         qkv_(linear_at(weights, at + "attn.qkv")),
         proj_(linear_at(weights, at + "attn.proj")),
         norm1_(norm_at(weights, at + "norm1")),
         mlp_{linear_at(weights, at + "mlp.fc1"), linear_at(weights, at + "mlp.fc2")},
         norm2_(norm_at(weights, at + "norm2")) {}
 
-  // norm2(mlp(norm1(attention(x)))): [B, T, D], or [B, 1, D] where the first token alone asks.
+  // h = norm1(attention(x) + (1 - alpha) x), norm2(mlp(h) + (1 - alpha) h): [B, T, D], or
+  // [B, 1, D] where the first token alone asks.
   Tensor run(const Tensor& x, const Tensor& mask, bool first_row) const {
     const std::vector<Tensor> qkv = first_row ? heads_of_first(x) : heads(qkv_(x), 3);
     Tensor mixed = at::scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], mask);
-    mixed = mixed.transpose(1, 2).flatten(2);
-    return normed(mlp_(normed(proj_(mixed), norm1_)), norm2_);
+    const Tensor asking = first_row ? x.narrow(1, 0, 1) : x;
+    const Tensor h = normed(plus(proj_(mixed.transpose(1, 2).flatten(2)), asking), norm1_);
+    return normed(plus(mlp_(h), h), norm2_);
   }
 
  private:
+  // What goes around a half added to its output.
+  Tensor plus(const Tensor& out, const Tensor& in) const {
+    return around_ == 0 ? out : at::add(out, in, around_);
+  }
+
   // The first token's query, and the keys and values of all.
   std::vector<Tensor> heads_of_first(const Tensor& x) const {
     const int64_t width = x.size(2);
@@ -62,6 +71,7 @@ class PostNormBlock {
   }
 
   int64_t heads_;
+  double around_;
   Linear qkv_;
   Linear proj_;
   LayerNorm norm1_;
@@ -73,16 +83,16 @@ using PostNormBlocks = std::vector<PostNormBlock>;
 
 class TextSegment final : public Segment {
  public:
-  TextSegment(const PostNormBlocks& blocks, int64_t begin, int64_t end)
-      : blocks_(blocks), begin_(begin), end_(end) {}
+  TextSegment(const PostNormBlocks& blocks, int64_t begin, int64_t end, double alpha)
+      : blocks_(blocks), begin_(begin), end_(end), alpha_(alpha) {}
 
   State run(State state, bool closing) const override {
     for (int64_t i = begin_; i < end_; ++i) {
       const Tensor term = state.x.narrow(1, 0, 1);  // the head reads no other row
       if (state.y.defined()) {
-        state.y.add_(term);
-      } else {
-        state.y = term.to(at::kFloat, /*non_blocking=*/false, /*copy=*/true);
+        state.y.add_(term, alpha_);
+      } else if (alpha_ != 0) {
+        state.y = term.to(at::kFloat).mul(alpha_);
       }
       const PostNormBlock& block = blocks_[static_cast<size_t>(i)];
       state.x = block.run(state.x, state.mask, closing && i == end_ - 1).contiguous();
@@ -94,6 +104,7 @@ class TextSegment final : public Segment {
   const PostNormBlocks& blocks_;
   int64_t begin_;
   int64_t end_;
+  double alpha_;  // the scale of every term but the last
 };
 
 class TextModel final : public Model {
@@ -107,7 +118,7 @@ class TextModel final : public Model {
         pooler_(linear_at(weights, "bert.pooler")),
         classifier_(linear_at(weights, "classifier")) {
     for (int64_t i = 0; i < config.depth; ++i) {
-      blocks_.emplace_back(weights, text("bert.blocks.", i, "."), config.heads);
+      blocks_.emplace_back(weights, text("bert.blocks.", i, "."), config);
     }
   }
 
@@ -149,7 +160,7 @@ class TextModel final : public Model {
   }
 
   std::shared_ptr<const Segment> segment(int64_t begin, int64_t end) const override {
-    return std::make_shared<TextSegment>(blocks_, begin, end);
+    return std::make_shared<TextSegment>(blocks_, begin, end, config_.alpha);
   }
 
   Tensor logits(const State& state) const override {

@@ -26,12 +26,15 @@ class Reference {
     const std::string blocks = bert ? "bert.blocks." : "blocks.";
     const Tensor read = bert ? input.select(1, 1).view({-1, 1, 1, input.size(2)}) : Tensor();
     Tensor x = bert ? embed_text(input) : embed(input.to(at::kDouble));
-    Tensor y = x;
-    std::vector<Tensor> all{head(y)};
+    Tensor sum = x;
+    std::vector<Tensor> all{head(sum)};
+    const double alpha = config_.alpha;
     for (int64_t i = 0; i < config_.depth; ++i) {
-      x = block(blocks + std::to_string(i) + ".", x, read);
-      y = y + x;
-      all.push_back(head(y));
+      const Tensor u = bert ? x : alpha * x + (1 - alpha) * sum;
+      const Tensor before = bert ? alpha * sum : sum;
+      x = block(blocks + std::to_string(i) + ".", u, read);
+      all.push_back(head(before + x));
+      sum = sum + x;
     }
     return at::stack(all);
   }
@@ -98,19 +101,20 @@ class Reference {
     return linear(mixed.transpose(1, 2).reshape({batch, tokens, config_.width}), name + ".proj");
   }
 
-  Tensor block(const std::string& name, const Tensor& x, const Tensor& read) const {
+  Tensor block(const std::string& name, const Tensor& u, const Tensor& read) const {
+    const double around = 1 - config_.alpha;
     if (config_.family == Family::bert) {
-      return norm(mlp(norm(attention(x, name + "attn", read), name + "norm1"), name + "mlp"),
-                  name + "norm2");
+      const Tensor h = norm(attention(u, name + "attn", read) + around * u, name + "norm1");
+      return norm(mlp(h, name + "mlp") + around * h, name + "norm2");
     }
-    const Tensor h = norm(x, name + "norm1");
-    if (config_.family == Family::vit) {
-      return mlp(norm(attention(h, name + "attn"), name + "norm2"), name + "mlp");
-    }
-    const Tensor mixed = mlp(h.transpose(1, 2), name + "token_mlp").transpose(1, 2);
-    const Tensor out = mlp(norm(mixed, name + "norm2"), name + "channel_mlp");
+    const bool vit = config_.family == Family::vit;
+    const Tensor in = norm(u, name + "norm1");
+    const Tensor h = vit ? attention(in, name + "attn")
+                         : mlp(in.transpose(1, 2), name + "token_mlp").transpose(1, 2);
+    const Tensor second = norm(h + around * u, name + "norm2");
+    const Tensor out = mlp(second, name + (vit ? "mlp" : "channel_mlp")) + around * h;
     if (!config_.closing) return out;
-    return norm(at::relu(linear(out, name + "closing") + x), name + "norm3");
+    return norm(at::relu(linear(out, name + "closing") + u), name + "norm3");
   }
 
   Tensor head(const Tensor& y) const {
@@ -127,9 +131,16 @@ class Reference {
 
 }  // namespace
 
-std::string config_text(const std::string& kind, int64_t depth) {
-  const std::string every =
-      text(R"("width": 24, "classes": 7, "wiring": "acn", "depth": )", depth);
+std::string config_text(const std::string& kind, int64_t depth, double alpha) {
+  if (kind == "compiled") {
+    return text(R"({"family": "compiled", "classes": 7, "input": [3, 10, 10], "input_dtype": "F32", )",
+                R"("dtype": "F32", "state": [25, 24], "stops": [1, )", depth, R"(], "depth": )",
+                depth, "}");
+  }
+  const std::string wiring = alpha == 0 ? "\"residual\"" : "\"acn\"";
+  const std::string between = alpha == 0 || alpha == 1 ? "" : text(R"("alpha": )", alpha, ", ");
+  const std::string every = text(R"("width": 24, "classes": 7, "wiring": )", wiring, ", ", between,
+                                 R"("depth": )", depth);
   if (kind == "bert") {
     return text(R"({"family": "bert", "vocabulary": 50, "positions": 12, "token_kinds": 2, )",
                 R"("heads": 3, "mlp_width": 40, )", every, "}");

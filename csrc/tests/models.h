@@ -9,9 +9,10 @@
 
 namespace acn::test {
 
-// config.json's text; "vit", "vit_first", "mixer", "mixer_closing" or "bert". Five patches a side make odd
-// token counts, 25 or 26.
-std::string config_text(const std::string& kind, int64_t depth);
+// config.json's text; "vit", "vit_first", "mixer", "mixer_closing", "bert", or "compiled", which has
+// no weights. Five patches a side
+// make odd token counts, 25 or 26.
+std::string config_text(const std::string& kind, int64_t depth, double alpha = 1);
 
 Tensors random_weights(const Config& config, at::ScalarType type = at::kFloat);
 // Images; of a BERT [B, 3, T] words, mask and kinds, with texts of different lengths.

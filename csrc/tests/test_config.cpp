@@ -7,6 +7,7 @@
 using acn::Config;
 using acn::FormatError;
 using acn::parse_config;
+using acn::text;
 using acn::test::config_text;
 
 namespace {
@@ -31,6 +32,38 @@ TEST(every_family) {
   EXPECT(acn::tensors_of(bert).size() == 9 + 2 * 12);
 }
 
+TEST(programs_alone) {
+  const std::string source = config_text("compiled", 3);
+  const Config config = parse_config(source);
+  EXPECT(config.family == acn::Family::compiled && config.width == 24 && config.tokens() == 25);
+  EXPECT(config.stops == std::vector<int64_t>({1, 3}) && config.input.size() == 3);
+  EXPECT(acn::tensors_of(config).empty());
+  const auto refuse = [&](const char* from, const char* to, const char* message) {
+    EXPECT_THROWS(FormatError, message, parse_config(changed(source, from, to)));
+  };
+  refuse("[1, 3]", "[1, 2]", "rising depths, the last one 3");
+  refuse("[1, 3]", "[3, 3]", "rising depths");
+  refuse("[1, 3]", "[]", "rising depths");
+  refuse("[1, 3]", "[0, 3]", "stops holds 0");
+  refuse("[1, 3]", "[1, 4]", "stops holds 4");
+  refuse("[25, 24]", "[]", "state is empty");
+  refuse("[25, 24]", "[25, 0]", "state holds 0");
+  refuse("[25, 24]", "[16777216, 16777216, 16777216]", "too many");
+  refuse("[3, 10, 10]", "[3, -1]", "input holds -1");
+  refuse("[3, 10, 10]", "10", "input is not an array");
+  refuse("\"F32\", \"dtype\"", "\"F64\", \"dtype\"", "input_dtype is 'F64'");
+  refuse("\"depth\": 3", "\"depth\": 0", "depth is 0");
+  refuse("\"classes\"", "\"heads\": 2, \"classes\"", "unknown field heads");
+}
+
+TEST(alpha_is_what_the_wiring_says_unless_it_is_there) {
+  const std::string vit = config_text("vit", 2);
+  EXPECT(parse_config(vit).alpha == 1 && parse_config(config_text("vit", 2, 0)).alpha == 0);
+  EXPECT(parse_config(changed(vit, "\"acn\"", "\"dg_only\"")).alpha == 1);
+  EXPECT(parse_config(config_text("mixer", 2, 0.25)).alpha == 0.25);
+  EXPECT(parse_config(changed(vit, "\"depth\"", "\"alpha\": 0, \"depth\"")).alpha == 0);
+}
+
 TEST(what_is_refused) {
   const std::string vit = config_text("vit", 2), mixer = config_text("mixer", 2);
   EXPECT_THROWS(FormatError, "no JSON", parse_config("{"));
@@ -39,8 +72,14 @@ TEST(what_is_refused) {
   EXPECT_THROWS(FormatError, "no vocabulary", parse_config(changed(vit, "\"vit\"", "\"bert\"")));
   EXPECT_THROWS(FormatError, "vocabulary is 0",
                parse_config(changed(config_text("bert", 2), "50", "0")));
-  EXPECT_THROWS(FormatError, "wiring is 'residual'",
-               parse_config(changed(vit, "\"acn\"", "\"residual\"")));
+  EXPECT_THROWS(FormatError, "wiring is 'hybrid'",
+               parse_config(changed(vit, "\"acn\"", "\"hybrid\"")));
+  for (const char* alpha : {"-0.1", "1.5", "1e400"}) {
+    EXPECT_THROWS(FormatError, "",
+                  parse_config(changed(vit, "\"depth\"", text("\"alpha\": ", alpha, ", \"depth\""))));
+  }
+  EXPECT_THROWS(FormatError, "alpha is not a number",
+               parse_config(changed(vit, "\"depth\"", "\"alpha\": [1, 1], \"depth\"")));
   EXPECT_THROWS(FormatError, "no heads", parse_config(changed(vit, "\"heads\": 3,", "")));
   EXPECT_THROWS(FormatError, "unknown field extra",
                parse_config(changed(vit, "\"heads\"", "\"extra\": 1, \"heads\"")));

@@ -20,9 +20,18 @@ constexpr double kTolerance = 2e-4;
 constexpr int64_t kDepth = 4;
 const std::vector<std::string> kKinds{"vit", "vit_first", "mixer", "mixer_closing", "bert"};
 
+std::vector<std::pair<std::string, double>> kinds_and_alphas() {
+  std::vector<std::pair<std::string, double>> all;
+  for (const std::string& kind : kKinds) {
+    for (const double alpha : {0.0, 0.3, 1.0}) all.emplace_back(kind, alpha);
+  }
+  return all;
+}
+
 struct Case {
-  explicit Case(const std::string& kind, int64_t batch, at::ScalarType type = at::kFloat)
-      : config(parse_config(config_text(kind, kDepth))),
+  explicit Case(const std::string& kind, int64_t batch, at::ScalarType type = at::kFloat,
+                double alpha = 1)
+      : config(parse_config(config_text(kind, kDepth, alpha))),
         weights(random_weights(config, type)),
         engine(config, weights),
         images(random_input(config, batch).to(engine.input_dtype())),
@@ -105,8 +114,8 @@ void check_run(const Case& it, const RunOptions& options) {
 }  // namespace
 
 TEST(every_depth) {
-  for (const std::string& kind : kKinds) {
-    const Case it(kind, 5);
+  for (const auto& [kind, alpha] : kinds_and_alphas()) {
+    const Case it(kind, 5, at::kFloat, alpha);
     for (int64_t depth = 0; depth <= kDepth; ++depth) {
       RunOptions options;
       options.depth = depth;
@@ -137,6 +146,19 @@ TEST(every_criterion_from_never_to_always) {
   }
 }
 
+TEST(exits_at_every_alpha) {
+  for (const auto& [kind, alpha] : kinds_and_alphas()) {
+    const Case it(kind, 21, at::kFloat, alpha);
+    RunOptions options;
+    options.exits = {1, 3};
+    options.threshold = clear_threshold(it, Criterion::entropy, options.exits);
+    for (const int64_t micro_batch : {0, 1, 5}) {
+      options.micro_batch = micro_batch;
+      check_run(it, options);
+    }
+  }
+}
+
 TEST(any_set_of_exits_and_a_depth) {
   const Case it("mixer", 20);
   for (const std::vector<int64_t>& exits :
@@ -158,6 +180,29 @@ TEST(batches_of_any_size) {
     options.exits = {1, 2, 3};
     options.threshold = clear_threshold(it, Criterion::entropy, options.exits);
     check_run(it, options);
+  }
+}
+
+// Whether those that left are packed away or run along: the others' logits, depths and counts are
+// the same, up to the order in which products of other sizes add.
+TEST(compaction_changes_nothing) {
+  const SampleCosts never{.layer = 0, .copy = 1}, always{.layer = 1, .copy = 0};
+  for (const auto& [kind, alpha] : kinds_and_alphas()) {
+    const Case it(kind, 23, at::kFloat, alpha);
+    RunOptions options;
+    options.exits = {1, 2, 3};
+    options.threshold = clear_threshold(it, Criterion::entropy, options.exits);
+    for (const int64_t micro_batch : {0, 4}) {
+      options.micro_batch = micro_batch;
+      options.costs = always;
+      check_run(it, options);
+      const at::Tensor packed = it.engine.run(it.images, options).logits;
+      options.costs = never;
+      check_run(it, options);
+      EXPECT(largest_difference(it.engine.run(it.images, options).logits, packed) < 1e-5);
+      options.costs.reset();
+      check_run(it, options);
+    }
   }
 }
 
@@ -194,8 +239,8 @@ TEST(nan_runs_to_the_last_depth_and_is_reported) {
 }
 
 TEST(bf16) {
-  for (const std::string& kind : kKinds) {
-    const Case it(kind, 6, at::kBFloat16);
+  for (const auto& [kind, alpha] : kinds_and_alphas()) {
+    const Case it(kind, 6, at::kBFloat16, alpha);
     const Result full = it.engine.run(it.images, {});
     EXPECT(full.logits.scalar_type() == at::kBFloat16);
     const double size = it.truth[kDepth].abs().max().item<double>();

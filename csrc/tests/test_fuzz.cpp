@@ -14,6 +14,8 @@ using namespace acn::test;
 
 namespace {
 
+constexpr const char* kKinds[] = {"mixer", "bert"};
+
 std::string content(const std::string& path) {
   std::ostringstream out;
   out << std::ifstream(path, std::ios::binary).rdbuf();
@@ -22,8 +24,8 @@ std::string content(const std::string& path) {
 
 class Fuzz {
  public:
-  Fuzz() {
-    config_ = config_text("mixer", 2);
+  explicit Fuzz(const std::string& kind) {
+    config_ = config_text(kind, 2);
     write_model(folder_, config_, random_weights(parse_config(config_)));
     weights_ = content(folder_.path("model.safetensors"));
     uint64_t length = 0;
@@ -61,74 +63,125 @@ class Fuzz {
 }  // namespace
 
 TEST(sound) {
-  Fuzz fuzz;
-  EXPECT(fuzz.loads(fuzz.config_, fuzz.weights_));
+  for (const char* kind : kKinds) {
+    Fuzz fuzz(kind);
+    EXPECT(fuzz.loads(fuzz.config_, fuzz.weights_));
+  }
 }
 
 TEST(truncated) {
-  Fuzz fuzz;
-  for (int i = 0; i < 300; ++i) {
-    const size_t end = i % 2 ? fuzz.header_ : fuzz.weights_.size();
-    EXPECT(!fuzz.loads(fuzz.config_, fuzz.weights_.substr(0, fuzz.below(end))));
-    EXPECT(!fuzz.loads(fuzz.config_.substr(0, fuzz.below(fuzz.config_.size())), fuzz.weights_));
+  for (const char* kind : kKinds) {
+    Fuzz fuzz(kind);
+    for (int i = 0; i < 300; ++i) {
+      const size_t end = i % 2 ? fuzz.header_ : fuzz.weights_.size();
+      EXPECT(!fuzz.loads(fuzz.config_, fuzz.weights_.substr(0, fuzz.below(end))));
+      EXPECT(!fuzz.loads(fuzz.config_.substr(0, fuzz.below(fuzz.config_.size())), fuzz.weights_));
+    }
   }
 }
 
 TEST(prolonged) {
-  Fuzz fuzz;
-  EXPECT(!fuzz.loads(fuzz.config_, fuzz.weights_ + "x"));
-  EXPECT(!fuzz.loads(fuzz.config_ + "x", fuzz.weights_));
+  for (const char* kind : kKinds) {
+    Fuzz fuzz(kind);
+    EXPECT(!fuzz.loads(fuzz.config_, fuzz.weights_ + "x"));
+    EXPECT(!fuzz.loads(fuzz.config_ + "x", fuzz.weights_));
+  }
 }
 
 TEST(flipped_bits) {
-  Fuzz fuzz;
-  for (int i = 0; i < 1500; ++i) {
-    fuzz.loads(fuzz.config_, fuzz.flipped(fuzz.weights_, fuzz.header_, 1 + fuzz.below(4)));
-    fuzz.loads(fuzz.flipped(fuzz.config_, fuzz.config_.size(), 1 + fuzz.below(3)), fuzz.weights_);
+  for (const char* kind : kKinds) {
+    Fuzz fuzz(kind);
+    for (int i = 0; i < 1500; ++i) {
+      fuzz.loads(fuzz.config_, fuzz.flipped(fuzz.weights_, fuzz.header_, 1 + fuzz.below(4)));
+      fuzz.loads(fuzz.flipped(fuzz.config_, fuzz.config_.size(), 1 + fuzz.below(3)), fuzz.weights_);
+    }
+    std::string numbers = fuzz.weights_;
+    numbers[fuzz.header_ + 5] ^= 1;
+    EXPECT(fuzz.loads(fuzz.config_, numbers));
   }
-  std::string numbers = fuzz.weights_;
-  numbers[fuzz.header_ + 5] ^= 1;
-  EXPECT(fuzz.loads(fuzz.config_, numbers));
 }
 
 TEST(digits_replaced) {
-  Fuzz fuzz;
-  const char* hostile[] = {"-1", "0", "9223372036854775807", "18446744073709551616", "1e9", "[]",
-                           "4294967296", "null"};
-  for (int i = 0; i < 1500; ++i) {
-    size_t at = 8 + fuzz.below(fuzz.header_ - 8);
-    at = fuzz.weights_.find_first_of("0123456789", at);
-    if (at >= fuzz.header_) continue;
-    const std::string word = hostile[fuzz.below(8)];
-    std::string header = fuzz.weights_.substr(8, fuzz.header_ - 8);
-    header.replace(at - 8, 1, word);
-    std::string file;
-    for (int k = 0; k < 8; ++k) file += static_cast<char>(header.size() >> 8 * k);
-    fuzz.loads(fuzz.config_, file + header + fuzz.weights_.substr(fuzz.header_));
+  for (const char* kind : kKinds) {
+    Fuzz fuzz(kind);
+    const char* hostile[] = {"-1", "0", "9223372036854775807", "18446744073709551616", "1e9", "[]",
+                             "4294967296", "null"};
+    for (int i = 0; i < 1500; ++i) {
+      size_t at = 8 + fuzz.below(fuzz.header_ - 8);
+      at = fuzz.weights_.find_first_of("0123456789", at);
+      if (at >= fuzz.header_) continue;
+      const std::string word = hostile[fuzz.below(8)];
+      std::string header = fuzz.weights_.substr(8, fuzz.header_ - 8);
+      header.replace(at - 8, 1, word);
+      std::string file;
+      for (int k = 0; k < 8; ++k) file += static_cast<char>(header.size() >> 8 * k);
+      fuzz.loads(fuzz.config_, file + header + fuzz.weights_.substr(fuzz.header_));
+    }
   }
 }
 
 TEST(hostile_lengths_and_nesting) {
-  Fuzz fuzz;
-  for (int bit = 0; bit < 64; ++bit) {
-    std::string file = fuzz.weights_;
-    file[bit / 8] ^= static_cast<char>(1 << bit % 8);
-    EXPECT(!fuzz.loads(fuzz.config_, file));
+  for (const char* kind : kKinds) {
+    Fuzz fuzz(kind);
+    for (int bit = 0; bit < 64; ++bit) {
+      std::string file = fuzz.weights_;
+      file[bit / 8] ^= static_cast<char>(1 << bit % 8);
+      EXPECT(!fuzz.loads(fuzz.config_, file));
+    }
+    const std::string deep(60000, '[');
+    EXPECT(!fuzz.loads(deep, fuzz.weights_));
+    std::string file;
+    for (int i = 0; i < 8; ++i) file += static_cast<char>(deep.size() >> 8 * i);
+    EXPECT(!fuzz.loads(fuzz.config_, file + deep));
+    EXPECT(!fuzz.loads(std::string(1 << 20, ' '), fuzz.weights_));
   }
-  const std::string deep(60000, '[');
-  EXPECT(!fuzz.loads(deep, fuzz.weights_));
-  std::string file;
-  for (int i = 0; i < 8; ++i) file += static_cast<char>(deep.size() >> 8 * i);
-  EXPECT(!fuzz.loads(fuzz.config_, file + deep));
-  EXPECT(!fuzz.loads(std::string(1 << 20, ' '), fuzz.weights_));
 }
 
 TEST(foreign_files) {
-  Fuzz fuzz;
+  Fuzz fuzz("mixer");
   EXPECT(!fuzz.loads(config_text("mixer", 3), fuzz.weights_));
   EXPECT(!fuzz.loads(config_text("mixer", 1), fuzz.weights_));
   EXPECT(!fuzz.loads(config_text("mixer_closing", 2), fuzz.weights_));
   EXPECT(!fuzz.loads(config_text("vit", 2), fuzz.weights_));
+  EXPECT(!fuzz.loads(config_text("bert", 2), fuzz.weights_));
+  EXPECT(!fuzz.loads(config_text("compiled", 2), fuzz.weights_));
+}
+
+// A folder of programs alone, none of which loads: it is refused for that, or for its
+// configuration, before a tensor is made; and for what it is where nobody asked for programs.
+TEST(folders_of_programs) {
+  const Folder folder;
+  const std::string sound = config_text("compiled", 2);
+  std::mt19937_64 random{std::random_device{}()};
+  const auto below = [&](size_t end) {
+    return std::uniform_int_distribution<size_t>(0, end - 1)(random);
+  };
+  write_text(folder.path("config.json"), sound);
+  EXPECT_THROWS(FormatError, "programs and no weights", Engine::from_folder(folder.path()));
+  EXPECT_THROWS(FileError, "stem.pt2 is missing", Engine::from_folder(folder.path(), true));
+  for (const char* name : {"stem", "segment-0-1", "segment-1-2", "head"}) {
+    std::string bytes(below(400), '\0');
+    for (char& byte : bytes) byte = static_cast<char>(below(256));
+    write_text(folder.path(std::string(name) + ".pt2"), bytes);
+  }
+  EXPECT_THROWS(FormatError, "does not load", Engine::from_folder(folder.path(), true));
+  for (int i = 0; i < 500; ++i) {
+    std::string config = sound;
+    for (size_t flips = 1 + below(3); flips > 0; --flips) {
+      config[below(config.size())] ^= static_cast<char>(1 << below(8));
+    }
+    if (i % 3 == 0) config.resize(below(config.size()));
+    write_text(folder.path("config.json"), config);
+    bool refused = false;
+    try {
+      Engine::from_folder(folder.path(), true);
+    } catch (const FormatError&) {
+      refused = true;
+    } catch (const FileError&) {
+      refused = true;  // other depths have other files
+    }
+    EXPECT(refused);
+  }
 }
 
 TEST_MAIN()

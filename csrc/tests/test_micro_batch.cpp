@@ -1,9 +1,13 @@
 #include "micro_batch.h"
 
-#include <numeric>
+#include <ATen/ATen.h>
+
+#include <chrono>
+#include <thread>
 
 #include "acn/runtime/errors.h"
 #include "check.h"
+#include "measure.h"
 #include "models.h"
 #include "regroup.h"
 
@@ -45,7 +49,7 @@ TEST(groups_share_the_threads) {
   }
 }
 
-TEST(regrouping_keeps_the_order_and_packs) {
+TEST(packing_keeps_the_order) {
   at::Tensor x = test::random_input(parse_config(test::config_text("vit", 1)), 9);
   Survivors first{{x.narrow(0, 0, 5).clone(), {}, {}}, {0, 2, 3}, {0, 2, 3}};
   Survivors none{};
@@ -53,12 +57,12 @@ TEST(regrouping_keeps_the_order_and_packs) {
   const std::vector<int64_t> expected{0, 2, 3, 5, 6, 7, 8};
   for (int64_t size = 1; size <= 8; ++size) {
     std::vector<int64_t> order;
-    for (const Group& group : regroup({first, none, last}, size)) {
+    for (const Group& group : packed({first, none, last}, size)) {
       EXPECT(static_cast<int64_t>(group.samples().size()) <= size);
-      const State state = group.gather();
+      const auto [state, rows] = group.gather();
       EXPECT(!state.y.defined());
       for (size_t i = 0; i < group.samples().size(); ++i) {
-        EXPECT(state.x[static_cast<int64_t>(i)].equal(x[group.samples()[i]]));
+        EXPECT(state.x[rows[i]].equal(x[group.samples()[i]]));
         order.push_back(group.samples()[i]);
       }
     }
@@ -69,8 +73,50 @@ TEST(regrouping_keeps_the_order_and_packs) {
 TEST(a_whole_group_is_not_copied) {
   at::Tensor x = test::random_input(parse_config(test::config_text("vit", 1)), 3);
   Survivors all{{x, {}, {}}, {0, 1, 2}, {4, 5, 6}};
-  const std::vector<Group> groups = regroup({all}, 8);
-  EXPECT(groups.size() == 1 && groups[0].gather().x.is_same(x));
+  const std::vector<Group> groups = packed({all}, 8);
+  EXPECT(groups.size() == 1 && groups[0].gather().state.x.is_same(x));
+}
+
+TEST(unmoved_groups_hold_those_that_left) {
+  at::Tensor x = test::random_input(parse_config(test::config_text("vit", 1)), 5);
+  Survivors some{{x, {}, {}}, {1, 4}, {7, 9}};
+  const std::vector<Group> groups = unmoved({Survivors{}, some, Survivors{}});
+  EXPECT(groups.size() == 1);
+  const auto [state, rows] = groups[0].gather();
+  EXPECT(state.x.is_same(x) && rows == some.rows && groups[0].samples() == some.samples);
+}
+
+TEST(packing_pays_where_those_that_left_cost_more_than_moving_the_rest) {
+  const SampleCosts costs{.layer = 1e-3, .copy = 1e-4};
+  EXPECT(packing_pays(costs, 5, 10, 1));
+  EXPECT(!packing_pays(costs, 99, 100, 1));  // 1 ms is wasted, 9.9 ms of copies would be
+  EXPECT(packing_pays(costs, 99, 100, 10));
+  EXPECT(!packing_pays(costs, 10, 10, 100));
+  EXPECT(!packing_pays({.layer = 0, .copy = 1e-9}, 1, 100, 1));
+}
+
+TEST(first_samples_are_copies) {
+  const at::Tensor x = at::randn({3, 2, 4}), y = at::randn({3, 1, 4});
+  const State few = first_samples({x, y, {}}, 2);
+  EXPECT(few.x.equal(x.narrow(0, 0, 2)) && few.y.equal(y.narrow(0, 0, 2)));
+  EXPECT(!few.mask.defined() && few.x.data_ptr() != x.data_ptr());
+}
+
+class Sleeping final : public Segment {
+ public:
+  State run(State state, bool) const override {
+    std::this_thread::sleep_for(std::chrono::milliseconds(state.x.size(0)));
+    state.y.add_(1);
+    return state;
+  }
+};
+
+TEST(costs_are_those_of_one_sample_and_one_layer) {
+  const State state{at::zeros({3, 64, 8}), at::zeros({3, 64, 8}), {}};
+  const SampleCosts costs = measured_costs(Sleeping(), 4, state);
+  EXPECT(costs.layer > 0.1e-3 && costs.layer < 1);  // it sleeps a millisecond for four layers
+  EXPECT(costs.copy > 0);
+  EXPECT(state.y.eq(0).all().item<bool>());
 }
 
 TEST_MAIN()

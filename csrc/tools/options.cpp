@@ -11,9 +11,10 @@ namespace acn {
 
 const char* const kUsage = R"(acn_infer MODEL INPUT [options]
 
-MODEL   a folder with config.json and model.safetensors (acn-kernels export, save_pretrained)
+MODEL   a folder that acn-kernels export or save_pretrained wrote
 INPUT   images [N, channels, size, size]: .npy of float32, or .safetensors with one such tensor;
-        of a BERT [N, 2, T] int64, words and mask, or [N, 3, T] with token types
+        of a BERT [N, 2, T] int64, words and mask, or [N, 3, T] with token types; of a model
+        that was compiled as a whole, what it takes
 
   --out PATH         PATH.safetensors, or a folder for logits.npy and depth.npy
   --exits 4,8,12     depths at which samples may leave
@@ -24,7 +25,7 @@ INPUT   images [N, channels, size, size]: .npy of float32, or .safetensors with 
   --micro-batch N    samples that go through the layers together (as the cache holds)
   --device NAME      cpu, or cuda where acn_infer was built with it (cpu)
   --threads N        threads (torch's default)
-  --aot              run the segments that export --aot compiled: programs, so trust their source
+  --aot              run what export --aot compiled: programs, so trust their source
   --bench N          repeat N times and print times in milliseconds
 
 Exit status: 0 done, 1 a file or its content is wrong, 2 the command line is wrong.

@@ -120,6 +120,19 @@ class ACNBertModel(ACNPreTrainedModel):
     def set_input_embeddings(self, embeddings: nn.Embedding) -> None:
         self.embeddings.word = embeddings
 
+    def embed(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """x_0 [B, T, D], and the ``attn_mask`` of every block; arguments as in :meth:`forward`."""
+        words = self.embeddings.word(input_ids) if inputs_embeds is None else inputs_embeds
+        x = self.embeddings(words, token_type_ids, position_ids)
+        return x, create_bidirectional_mask(self.config, x, attention_mask)
+
     @can_return_tuple
     def forward(
         self,
@@ -143,9 +156,7 @@ class ACNBertModel(ACNPreTrainedModel):
         self.refuse_attention_weights(output_attentions)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
-        words = self.embeddings.word(input_ids) if inputs_embeds is None else inputs_embeds
-        x = self.embeddings(words, token_type_ids, position_ids)
-        mask = create_bidirectional_mask(self.config, x, attention_mask)
+        x, mask = self.embed(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         y, states = self._run_blocks(x, output_hidden_states, attn_mask=mask)
         pooled = None if self.pooler is None else self.pooler(y[:, 0]).tanh()
         return BaseModelOutputWithPooling(y, pooled, states)

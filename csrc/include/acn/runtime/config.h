@@ -8,12 +8,13 @@
 
 namespace acn {
 
-enum class Family { vit, mixer, bert };
+enum class Family { vit, mixer, bert, compiled };
 
 // As acn_kernels.models.ViTConfig and MixerConfig write it, and acn_kernels.inference.export of a
-// BERT; what the other families have is zero.
+// BERT, or of programs for whatever blocks; what the other families have is zero.
 struct Config {
   Family family = Family::vit;
+  double alpha = 1;  // of the wiring: 1 is the ACN, 0 the residual network
   int64_t image_size = 0;
   int64_t patch_size = 0;
   int64_t channels = 0;
@@ -33,10 +34,16 @@ struct Config {
   int64_t token_mlp = 0;
   int64_t channel_mlp = 0;
   bool closing = false;
+  // compiled
+  std::vector<int64_t> input;  // shape of one sample
+  std::string input_dtype;     // as safetensors names it
+  std::string dtype;           // of x and of the logits
+  std::vector<int64_t> state;  // shape of one sample's x, D last
+  std::vector<int64_t> stops;  // depths at which its programs end, rising, the last one the depth
 
   int64_t patches() const { return image_size / patch_size * (image_size / patch_size); }
-  int64_t tokens() const { return family == Family::bert ? positions : patches() + class_token; }
-  int64_t hidden() const { return family == Family::mixer ? channel_mlp : mlp_width; }
+  int64_t tokens() const;
+  int64_t hidden() const;  // the most values that a layer makes of a token
 };
 
 // Throws FormatError where `source` is no configuration of a model that the engine runs: another

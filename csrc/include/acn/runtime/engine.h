@@ -3,9 +3,11 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "acn/runtime/compaction.h"
 #include "acn/runtime/config.h"
 #include "acn/runtime/decision.h"
 #include "acn/runtime/segment.h"
@@ -28,6 +30,7 @@ struct RunOptions {
   Criterion criterion = Criterion::entropy;
   int64_t depth = -1;       // layers to run at most; -1: all
   int64_t micro_batch = 0;  // samples that go through a segment together; 0: as the cache holds
+  std::optional<SampleCosts> costs;  // what compaction on the CPU reckons with; none: measured once
   // On a GPU alone, where a batch goes through the layers in one piece:
   bool counts = true;  // false: counts and undecided are left out; to read them waits for the device
   int64_t lag = 1;     // exits later at which the host learns how many samples stay; 0: it waits
@@ -50,12 +53,14 @@ struct Result {
   int64_t undecided = 0;        // samples of NaN logits, which ran to the last depth
 };
 
-// Many threads may run one engine at once: a call changes nothing in it.
+// Many threads may run one engine at once: a call changes nothing in it that results depend on but
+// for the order in which products of other sizes add.
 class Engine {
  public:
   // Reads config.json and model.safetensors; FileError, FormatError. With `compiled` also the
-  // packages segment-BEGIN-END.pt2 that AOTInductor made of its layers: they are programs, for the
-  // CPU. Throws std::invalid_argument where the engine does not run on `device`.
+  // packages segment-BEGIN-END.pt2 that AOTInductor made of its layers; a folder of the family
+  // "compiled" holds nothing else, and takes it. They are programs, for the CPU. Throws
+  // std::invalid_argument where the engine does not run on `device`.
   static Engine from_folder(const std::string& folder, bool compiled = false,
                             at::Device device = at::kCPU);
 
@@ -71,7 +76,7 @@ class Engine {
 
   // Images [B, channels, size, size] in the model's dtype on its device; of a BERT, int64 tokens
   // [B, 2, T]: words, and 1 or 0 for those that are read or padding; or [B, 3, T] with the kinds of
-  // the words. Throws std::invalid_argument on another input or options, naming what is accepted.
+  // the words; of the family "compiled" what its configuration says. Throws std::invalid_argument on another input or options, naming what is accepted.
   Result run(const at::Tensor& input, const RunOptions& options) const;
 
   // The samples of a micro-batch where the options name none.

@@ -29,6 +29,7 @@ class Json {
 
   // The value as what it must be; `what` names it in the FormatError thrown where it is not.
   int64_t integer(const std::string& what) const;
+  double number(const std::string& what) const;  // an integer too
   bool boolean(const std::string& what) const;
   const std::string& string(const std::string& what) const;
   const Array& array(const std::string& what) const;

@@ -1,0 +1,161 @@
+"""What AOTInductor compiles of a model for the C++ engine: its segments, or all of its parts."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from acn_kernels.files import written_whole
+from acn_kernels.inference.program import batch_program
+from acn_kernels.models import ImageClassifier
+from acn_kernels.models.base import CONFIG_FILE, WEIGHTS_FILE
+from acn_kernels.stack import FusedACNStack
+
+_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int64: "I64"}
+
+
+class _Stem(nn.Module):
+    """x_0 of inputs [B, ...]."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.model.embed(inputs).contiguous()
+
+
+class _Segment(nn.Module):
+    """The state at ``end`` from that at ``begin``: (x, y), or x alone where nothing is summed."""
+
+    def __init__(self, stack: FusedACNStack, begin: int, end: int) -> None:
+        super().__init__()
+        self.stack, self.begin, self.end = stack, begin, end
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, ...]:
+        y = None if y is None else y.clone()  # advance works in place
+        return _present(self.stack.advance(x, y, start=self.begin, stop=self.end))
+
+
+class _Head(nn.Module):
+    """Logits [B, classes] of the state at any depth."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        stack = self.model.blocks
+        return self.model.forward_head(stack.output(x, y, len(stack)))
+
+
+@torch.no_grad()
+def compile_segments(model: ImageClassifier, folder: Path, stops: Sequence[int]) -> None:
+    """Writes ``segment-BEGIN-END.pt2`` for the layers between each two of ``stops``, the first of
+    which is 0."""
+    _compile_segments(model, model.embed(example_of(model)).contiguous(), folder, stops)
+
+
+@torch.no_grad()
+def compile_parts(
+    model: nn.Module, folder: Path, stops: Sequence[int], example: Tensor | None
+) -> None:
+    """Writes ``model`` as programs alone: ``stem.pt2``, the segments, ``head.pt2``, and at last a
+    configuration of the family "compiled".
+
+    Args:
+        model: with ``embed(inputs)``, ``blocks`` (a FusedACNStack) and ``forward_head(y)``, on the
+            CPU. stops: as for :func:`compile_segments`. example: inputs [B, ...] as ``embed``
+            takes them, for any model but an ImageClassifier.
+
+    Raises:
+        TypeError, ValueError: an argument is not what is accepted.
+    """
+    example = _checked(model, example)
+    if stops[-1] == 0:
+        raise ValueError("there are no layers; it takes at least one")
+    remove_programs(folder)
+    for other in (WEIGHTS_FILE, CONFIG_FILE):  # of what was there: programs hold their weights
+        (folder / other).unlink(missing_ok=True)
+    x = _Stem(model)(example)
+    _compile(_Stem(model), [example], folder / "stem.pt2")
+    state = _compile_segments(model, x, folder, stops)
+    logits = _Head(model)(*state)
+    if logits.dim() != 2:
+        raise ValueError(f"forward_head returns shape {tuple(logits.shape)}; it takes [B, classes]")
+    _compile(_Head(model), state, folder / "head.pt2")
+    config = {
+        "family": "compiled",
+        "depth": stops[-1],
+        "classes": logits.shape[1],
+        "input": list(example.shape[1:]),
+        "input_dtype": _NAMES[example.dtype],
+        "dtype": _NAMES[logits.dtype],
+        "state": list(x.shape[1:]),
+        "stops": stops[1:],
+    }
+    with written_whole(folder / CONFIG_FILE) as path:
+        path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def remove_programs(folder: Path) -> None:
+    """Those that an export before this one wrote."""
+    for stale in (*folder.glob("segment-*.pt2"), folder / "stem.pt2", folder / "head.pt2"):
+        stale.unlink(missing_ok=True)
+
+
+def example_of(model: ImageClassifier) -> Tensor:
+    """Two images: a batch of one would be taken for a constant."""
+    config, size = model.config, model.config.image_size
+    return next(model.parameters()).new_zeros(2, config.channels, size, size)
+
+
+def _checked(model: nn.Module, example: Tensor | None) -> Tensor:
+    stack = getattr(model, "blocks", None)
+    if not isinstance(stack, FusedACNStack) or not all(
+        callable(getattr(model, name, None)) for name in ("embed", "forward_head")
+    ):
+        raise TypeError(
+            f"model is a {type(model).__name__}; it takes one with embed(inputs), blocks (a "
+            "FusedACNStack) and forward_head(y)"
+        )
+    if stack.scales is not None:
+        raise ValueError("the sum has scales; one program for the head at all depths takes none")
+    if isinstance(model, ImageClassifier):
+        return example_of(model)
+    if not isinstance(example, Tensor) or example.dim() == 0 or len(example) == 0:
+        raise ValueError(
+            f"example is {'None' if example is None else 'no batch'}; to compile a "
+            f"{type(model).__name__} it takes a tensor [B, ...] of inputs"
+        )
+    example = example.detach().cpu()
+    if example.is_floating_point():
+        example = example.to(next(model.parameters()).dtype)
+    if example.dtype not in _NAMES:
+        raise ValueError(f"example is {example.dtype}; it takes fp32, bf16 or int64")
+    return torch.cat([example, example])[:2].contiguous()
+
+
+def _compile_segments(model, x, folder, stops) -> tuple[Tensor, ...]:
+    """The state behind the last of them."""
+    state = (x,)
+    for begin, end in itertools.pairwise(stops):
+        segment = _Segment(model.blocks, begin, end)
+        _compile(segment, state, folder / f"segment-{begin}-{end}.pt2")
+        state = segment(*state)
+    return state
+
+
+def _compile(module: nn.Module, inputs: Sequence[Tensor], path: Path) -> None:
+    program = batch_program(module, [tensor.contiguous() for tensor in inputs])
+    with written_whole(path) as temporary:
+        torch._inductor.aoti_compile_and_package(program, package_path=str(temporary))
+
+
+def _present(state: tuple[Tensor, Tensor | None]) -> tuple[Tensor, ...]:
+    return tuple(tensor.contiguous() for tensor in state if tensor is not None)
