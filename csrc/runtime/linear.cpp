@@ -5,6 +5,9 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/gelu.h>
 #include <ATen/ops/linear.h>
+#include <c10/util/Exception.h>
+
+#include <vector>
 
 #include "acn/mlp.h"
 #include "pieces.h"
@@ -23,16 +26,28 @@ Tensor empty_rows(const Tensor& x, int64_t width) {
   return at::empty(shape, x.options());
 }
 
+// What a kernel, which asks for no shapes, may read of a parameter that somebody else may resize.
+const float* values(const Tensor& parameter, at::IntArrayRef shape) {
+  TORCH_CHECK(parameter.sizes() == shape, "a parameter has shape ", parameter.sizes(),
+              "; it takes ", shape);
+  return parameter.const_data_ptr<float>();
+}
+
+void check_width(const Tensor& x, int64_t width) {
+  TORCH_CHECK(x.size(-1) == width, "rows of ", x.size(-1), " meet a weight for ", width);
+}
+
 Tensor packed_product(const Tensor& x, const Linear& map, bool gelu) {
   const Tensor rows = x.contiguous(), bias = map.bias.contiguous();
   const std::shared_ptr<const Panels> weight = map.packed->panels();
+  check_width(x, weight->inputs());
   Tensor out = empty_rows(x, weight->outputs());
   Product args;
   args.rows = rows.numel() / weight->inputs();
   args.x = rows.const_data_ptr<float>();
   args.stride = weight->inputs();
   args.weight = weight.get();
-  args.bias = bias.const_data_ptr<float>();
+  args.bias = values(bias, {weight->outputs()});
   args.out = out.mutable_data_ptr<float>();
   args.gelu = gelu;
   product(args, parallel_for);
@@ -43,6 +58,8 @@ Tensor packed_mlp(const Tensor& x, const LayerNorm* norm, const Linear& fc1, con
   const Tensor rows = x.contiguous(), bias1 = fc1.bias.contiguous(), bias2 = fc2.bias.contiguous();
   const std::shared_ptr<const Panels> weight1 = fc1.packed->panels();
   const std::shared_ptr<const Panels> weight2 = fc2.packed->panels();
+  check_width(x, weight1->inputs());
+  TORCH_CHECK(weight2->inputs() == weight1->outputs(), "an MLP's weights do not fit together");
   const bool in_place = weight2->outputs() == weight1->inputs();
   Tensor out = in_place ? rows : empty_rows(x, weight2->outputs());
   ChannelMlp args;
@@ -53,13 +70,14 @@ Tensor packed_mlp(const Tensor& x, const LayerNorm* norm, const Linear& fc1, con
     norm_weight = norm->weight.contiguous();
     norm_bias = norm->bias.contiguous();
     args.norm = Norm::layer;
-    args.affine = {norm_weight.const_data_ptr<float>(), norm_bias.const_data_ptr<float>()};
+    args.affine = {values(norm_weight, {weight1->inputs()}),
+                   values(norm_bias, {weight1->inputs()})};
     args.eps = LayerNorm::kEps;
   }
   args.fc1 = weight1.get();
-  args.bias1 = bias1.const_data_ptr<float>();
+  args.bias1 = values(bias1, {weight1->outputs()});
   args.fc2 = weight2.get();
-  args.bias2 = bias2.const_data_ptr<float>();
+  args.bias2 = values(bias2, {weight2->outputs()});
   args.out = out.mutable_data_ptr<float>();
   channel_mlp(args, parallel_for);
   return out;
@@ -73,12 +91,12 @@ Tensor packed_token_mlp(const Tensor& x, const Linear& fc1, const Linear& fc2) {
   args.samples = samples.size(0);
   args.tokens = samples.size(1);
   args.width = samples.size(2);
-  args.hidden = weight1.size(0);
+  args.hidden = bias1.size(0);
   args.x = samples.const_data_ptr<float>();
-  args.weight1 = weight1.const_data_ptr<float>();
-  args.bias1 = bias1.const_data_ptr<float>();
-  args.weight2 = weight2.const_data_ptr<float>();
-  args.bias2 = bias2.const_data_ptr<float>();
+  args.weight1 = values(weight1, {args.hidden, args.tokens});
+  args.bias1 = values(bias1, {args.hidden});
+  args.weight2 = values(weight2, {args.tokens, args.hidden});
+  args.bias2 = values(bias2, {args.tokens});
   args.out = samples.mutable_data_ptr<float>();
   token_mlp(args, tiles_here().front(), parallel_for);
   return samples;

@@ -1,5 +1,7 @@
 #include "packed_weight.h"
 
+#include <c10/util/Exception.h>
+
 #include <cstring>
 
 namespace acn {
@@ -21,6 +23,8 @@ std::shared_ptr<const PackedWeight> PackedWeight::of(const at::Tensor& weight) {
 
 std::shared_ptr<const Panels> PackedWeight::panels() const {
   const std::lock_guard<std::mutex> alone(changing_);
+  TORCH_CHECK(weight_.sizes() == at::IntArrayRef(shape_), "a weight of shape ",
+              at::IntArrayRef(shape_), " has become ", weight_.sizes());
   if (!is_current()) pack();
   return panels_;
 }

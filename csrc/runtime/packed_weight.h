@@ -5,6 +5,7 @@
 
 #include <memory>
 #include <mutex>
+#include <vector>
 
 #include "acn/product.h"
 
@@ -18,11 +19,12 @@ class PackedWeight {
   // neither AVX2 nor AVX-512.
   static std::shared_ptr<const PackedWeight> of(const at::Tensor& weight);
 
-  explicit PackedWeight(const at::Tensor& weight) : weight_(weight) {}
+  explicit PackedWeight(const at::Tensor& weight)
+      : weight_(weight), shape_(weight.sizes().vec()) {}
 
   // Made at the first call, and anew where the weight has changed: where its version has, or one of
   // a few values. What is written past the version, through `.data`, and leaves those values as
-  // they are is not seen.
+  // they are is not seen. Throws c10::Error where the weight has another shape than at first.
   std::shared_ptr<const Panels> panels() const;
 
  private:
@@ -30,6 +32,7 @@ class PackedWeight {
   void pack() const;
 
   at::Tensor weight_;
+  std::vector<int64_t> shape_;
   mutable std::mutex changing_;
   mutable std::shared_ptr<const Panels> panels_;
   mutable int64_t version_ = 0;

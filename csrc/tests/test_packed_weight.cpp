@@ -62,6 +62,16 @@ TEST(any_strides) {
   EXPECT(packed.panels() == packed.panels());
 }
 
+TEST(another_shape_is_refused_until_it_is_the_old_one) {
+  at::Tensor weight = at::randn({40, 30});
+  const PackedWeight packed(weight);
+  packed.panels();
+  weight.resize_({1, 1});
+  EXPECT_THROWS(c10::Error, "[40, 30]", packed.panels());
+  weight.resize_({40, 30}).normal_();
+  EXPECT(holds(*packed.panels(), weight));
+}
+
 TEST(what_is_not_packed) {
   EXPECT(!PackedWeight::of(at::randn({4, 3}).to(at::kBFloat16)));
   EXPECT(!PackedWeight::of(at::empty({3072, 768})));

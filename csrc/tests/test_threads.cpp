@@ -83,6 +83,25 @@ TEST(ten_thousand_calls_do_not_grow) {
   EXPECT(grown_bytes_a_call([&] { engine.run(images, early()); }) < kLeak);
 }
 
+TEST(a_parameter_of_another_shape_is_refused) {
+  for (const std::string kind : {"vit", "mixer_closing"}) {
+    const Config config = parse_config(config_text(kind, 2));
+    Tensors weights = random_weights(config);
+    const Engine engine(config, weights);
+    const at::Tensor images = random_input(config, 3);
+    const at::Tensor expected = engine.run(images, {}).logits;
+    for (auto& [name, shared] : weights) {
+      // Row-wise kernels take the shape of norms, and the stem that of its class token, on trust.
+      if (name.find("fc") == std::string::npos) continue;
+      const at::Tensor whole = shared.clone();
+      shared.resize_(std::vector<int64_t>(shared.dim(), 1));
+      EXPECT_THROWS(c10::Error, "", engine.run(images, {}));
+      shared.resize_(whole.sizes()).copy_(whole);
+      EXPECT(engine.run(images, {}).logits.equal(expected));
+    }
+  }
+}
+
 TEST(a_failing_segment_frees_everything) {
   const Config config = parse_config(config_text("vit", 4));
   Tensors weights = random_weights(config);
