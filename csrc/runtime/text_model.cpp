@@ -41,7 +41,8 @@ class PostNormBlock {
     Tensor mixed = at::scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], mask);
     const Tensor asking = first_row ? x.narrow(1, 0, 1) : x;
     const Tensor h = normed(plus(proj_(mixed.transpose(1, 2).flatten(2)), asking), norm1_);
-    return normed(plus(mlp_(h), h), norm2_);
+    const Tensor given = around_ == 0 ? h : h.clone();  // the MLP may write where its input lies
+    return normed(plus(mlp_(given), h), norm2_);
   }
 
  private:
