@@ -115,11 +115,10 @@ def test_bf16(tmp_path):
 
 def test_an_exported_folder_is_the_model(tmp_path, capsys):
     model, batch = classifier(), text_batch(**texts(5))
-    expected = Engine.from_model(model)(batch, EXITS, 1.2)
     export(model, tmp_path / "out")
-    result = Engine.from_folder(tmp_path / "out")(batch, EXITS, 1.2)
-    assert torch.equal(result.logits, expected.logits)
-    assert torch.equal(result.depth, expected.depth)
+    exported, live = Engine.from_folder(tmp_path / "out"), Engine.from_model(model)
+    assert torch.equal(exported(batch).logits, live(batch).logits)
+    assert torch.equal(exported(batch, EXITS, 1.2).depth, live(batch, EXITS, 1.2).depth)
     model.save_pretrained(tmp_path / "saved")
     command = ["export", str(tmp_path / "saved"), str(tmp_path / "cut"), "--depth", "2"]
     assert main(command) == 0

@@ -224,7 +224,7 @@ def test_early_exit_takes_the_kernel_by_itself(closing, scales, monkeypatch):
     inside = module(images)
     assert calls == [1]
     with torch.no_grad():
-        expected = module._by_segments(network.embed(images))
+        expected = module._by_segments(network.embed(images), {})
     assert torch.equal(inside.depth, expected.depth) and len(inside.depth.unique()) > 1
     torch.testing.assert_close(inside.logits, expected.logits, rtol=1e-4, atol=1e-4)
 
