@@ -61,7 +61,7 @@ class Rows:
     def positions(self, length: int) -> list[int]:
         """The chosen tokens of a sequence of ``length`` tokens, each in [0, length)."""
         if isinstance(self.where, slice):
-            return list(range(*self.where.indices(length)))
+            return list(range(length))[self.where]
         for token in self.where:
             if not -length <= token < length:
                 raise ValueError(f"rows names token {token}, but the input has {length} tokens")
