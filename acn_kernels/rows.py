@@ -61,7 +61,7 @@ class Rows:
     def positions(self, length: int) -> list[int]:
         """The chosen tokens of a sequence of ``length`` tokens, each in [0, length)."""
         if isinstance(self.where, slice):
-            return list(range(*self.where.indices(length)))
+            return list(range(length))[self.where]
         for token in self.where:
             if not -length <= token < length:
                 raise ValueError(f"rows names token {token}, but the input has {length} tokens")
@@ -88,9 +88,8 @@ class Rows:
         positions = self.positions(length)
         if not positions:
             raise ValueError(f"rows selects none of the {length} tokens")
-        row_map = [-1] * length
-        for place, token in enumerate(positions):
-            row_map[token] = place
+        places = {token: place for place, token in enumerate(positions)}
+        row_map = [places.get(token, -1) for token in range(length)]
         return RowSelection(
             torch.tensor(positions, device=device, dtype=torch.int64),
             torch.tensor(row_map, device=device, dtype=torch.int32),

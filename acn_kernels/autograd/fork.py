@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from acn_kernels import torch_ops
-from acn_kernels.autograd.operation import Operation, refuse_double_backward
+from acn_kernels.autograd.operation import Operation, refuse_double_backward, set_apart
 from acn_kernels.ops import compiled
 
 
@@ -19,9 +19,10 @@ class Fork(Operation):
 
     @staticmethod
     def forward(x, weight, bias, scale, row_index, row_map, eps, kind, backend):
-        source = torch_ops if backend == "torch" else compiled(backend)
+        on_torch = backend == "torch"
+        source = torch_ops if on_torch else compiled(backend)
         h, mean, rstd = source.fork_forward(x, weight, bias, eps, kind)
-        return h, term_of(x, row_index), mean, rstd
+        return set_apart(h) if on_torch else h, term_of(x, row_index), mean, rstd
 
     @staticmethod
     def setup_context(ctx, inputs, output):

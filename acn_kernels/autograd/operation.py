@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 
 class Operation(torch.autograd.Function):
@@ -17,6 +18,17 @@ class Operation(torch.autograd.Function):
         if torch._C._are_functorch_transforms_active():
             return super().apply(*args)
         return super(torch.autograd.Function, cls).apply(*args)
+
+
+def set_apart(x: Tensor) -> Tensor:
+    """x as an output of PyTorch's own operations; under torch.compile a copy, which the compiler
+    fuses into what made x.
+
+    torch 2.11 hands every intermediate result out of a Function that it traces. Where one is the
+    output itself (of an operation in place, of ``to`` that changes nothing), the output's gradient
+    is lost without a word.
+    """
+    return x.clone() if torch.compiler.is_compiling() else x
 
 
 def refuse_double_backward(backend: str) -> None:
