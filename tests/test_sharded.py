@@ -95,6 +95,8 @@ def found(folder):
 @pytest.mark.parametrize("name", ["vit", "mixer"])
 def test_every_part_runs_as_unsharded(found, name):
     truth = logits(model(f"acn_{name}_digits"))
+    # A model that is whole leaves in the engine, whose products add in an order of their own.
+    truth["without exits"] = truth["full"]
     for rank in (0, 1):
         for way, expected in truth.items():
             torch.testing.assert_close(found[rank][name][way], expected, rtol=1e-6, atol=1e-6)
