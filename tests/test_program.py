@@ -116,7 +116,7 @@ def test_bad_arguments(tmp_path, capsys, monkeypatch):
     assert main(command) == 2
     assert "acn-kernels[onnx]" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-    model.blocks.alpha = [0.5] * len(model.blocks)
+    model.blocks.alpha = [1.0, *[0.5] * (len(model.blocks) - 1)]
     with pytest.raises(ValueError, match=r"the engine does not run this model: .*one alpha"):
         export(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
