@@ -203,7 +203,10 @@ def test_captures_are_kept_and_the_oldest_go():
     more = images_for(network, 6).cuda()
     images = more[:5]
     engine = Engine.from_model(network)
-    captured = lambda: engine._native.graphs[:2]  # noqa: E731
+
+    def captured() -> tuple[int, int]:
+        return engine._native.graphs[:2]
+
     assert captured() == (0, 0)
     for expected in ((0, 0), (1, 1), (1, 1), (1, 1)):
         run(engine, images, 1.0)
