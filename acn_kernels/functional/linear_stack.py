@@ -140,18 +140,20 @@ def _check_parameter(
 ) -> None:
     """That ``given`` is a tensor [L, *shape], or L of ``shape``, which go with x."""
     if isinstance(given, Tensor):
-        _check_tensor(name, given, given.shape[1:], shape, f"(L, {', '.join(map(str, shape))})", x)
+        _check_tensor(name, given, given.shape[1:], shape, "L, ", x)
     elif isinstance(given, (list, tuple)):
         for i, tensor in enumerate(given):
-            _check_tensor(f"{name}[{i}]", tensor, tensor.shape, shape, str(shape), x)
+            _check_tensor(f"{name}[{i}]", tensor, tensor.shape, shape, "", x)
     else:
         raise TypeError(f"{name} is a {type(given).__name__}; it takes a tensor, or L of them")
     if len(given) == 0:
         raise ValueError(f"{name} has no layer; it takes L at least 1")
 
 
-def _check_tensor(name, tensor, got, shape, takes, x) -> None:
+def _check_tensor(name, tensor, got, shape, before, x) -> None:
     if got != shape:
+        # Put into words here alone: torch.compile cannot trace words of a size that changes.
+        takes = f"({before}{', '.join(map(str, shape))})"
         raise ValueError(
             f"{name} has shape {tuple(tensor.shape)}; rows of {x.shape[-1]} take {takes}"
         )
