@@ -64,11 +64,11 @@ def _fake_linear_stack(
     out_dtype,
 ):  # fmt: skip
     rows = x.numel() // x.shape[-1]
-    norm = kind != "none"
+    norm = keep and kind != "none"
     return (
         torch.empty(x.shape, dtype=out_dtype, device=x.device),
         x.new_empty(x.shape if norm else 0, dtype=torch.float32),
-        _stat(x, rows if kind == "layer" else 0),
+        _stat(x, rows if keep and kind == "layer" else 0),
         _stat(x, rows if norm else 0),
         x.new_empty((len(weight), rows, _stack_width(x)) if keep else 0),
     )

@@ -1,4 +1,7 @@
-"""Activation functions and their derivatives on fp32 tiles, chosen by name at compile time."""
+"""Activation functions and their derivatives on fp32 tiles, chosen by name at compile time.
+
+Each comes as exact as the ``DTYPE`` asks that its result is rounded to.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +12,31 @@ _INV_SQRT2 = tl.constexpr(0.7071067811865476)
 _INV_SQRT_2PI = tl.constexpr(0.3989422804014327)
 _SQRT_2_OVER_PI = tl.constexpr(0.7978845608028654)
 _CUBIC = tl.constexpr(0.044715)
+_HALF_LOG2_E = tl.constexpr(0.7213475204444817)
+_FAR = tl.constexpr(10.0)  # the tail there is below 1e-23, and what it is multiplied by finite
 # Tensors stand to the left of these: from the other side the interpreter cannot multiply.
 
 
 @triton.jit
-def activated(z, ACTIVATION: tl.constexpr):
+def activated(z, ACTIVATION: tl.constexpr, DTYPE: tl.constexpr):
     """f(z) for "relu", "gelu" (exact), "gelu_tanh" or "silu"."""
     if ACTIVATION == "relu":
-        # Not tl.maximum, which would turn NaN into 0.
-        return tl.where(z < 0.0, 0.0, z)
+        return _relu(z)
+    elif ACTIVATION == "gelu" and DTYPE != tl.float32:
+        distance, tail, _ = _normal_tail(z)
+        return _relu(z) - distance * tail
     else:
         return z * _gate(z, ACTIVATION)
 
 
 @triton.jit
-def activation_slope(z, ACTIVATION: tl.constexpr):
+def activation_slope(z, ACTIVATION: tl.constexpr, DTYPE: tl.constexpr):
     """f'(z). For "relu" z may as well be f(z): the slope is 1 where either is positive."""
     if ACTIVATION == "relu":
         return tl.where(z <= 0.0, 0.0, 1.0)
+    elif ACTIVATION == "gelu" and DTYPE != tl.float32:
+        _, tail, bell = _normal_tail(z)
+        return tl.where(z < 0.0, tail, 1.0 - tail) + z * (bell * _INV_SQRT_2PI)
     else:
         gate = _gate(z, ACTIVATION)
         if ACTIVATION == "gelu":
@@ -36,6 +46,12 @@ def activation_slope(z, ACTIVATION: tl.constexpr):
             return gate + z * gate * (1.0 - gate) * inner_slope
         else:
             return gate + z * gate * (1.0 - gate)
+
+
+@triton.jit
+def _relu(z):
+    # Not tl.maximum, which would turn NaN into 0.
+    return tl.where(z < 0.0, 0.0, z)
 
 
 @triton.jit
@@ -49,3 +65,23 @@ def _gate(z, ACTIVATION: tl.constexpr):
     else:
         tl.static_assert(ACTIVATION == "silu")
         return 1.0 / (1.0 + tl.exp(-z))
+
+
+@triton.jit
+def _normal_tail(z):
+    """(d, Phi(-d), exp(-d^2 / 2)) with d = |z|, up to where it no longer matters.
+
+    Phi(-d) = exp(-d^2 / 2) R(d) with a polynomial for R: to 1e-4 of itself where d < 2.5, and
+    d Phi(-d) to 1.4e-5 everywhere. An erf takes three times as many instructions, more than all
+    else that happens to an element on its way through a layer.
+    """
+    d = tl.minimum(tl.abs(z), _FAR)
+    bell = tl.exp2(d * d * -_HALF_LOG2_E)
+    r = d * -7.236684177769348e-05 + 0.0012456155382096767
+    r = r * d + -0.009269238449633121
+    r = r * d + 0.04001142457127571
+    r = r * d + -0.11498962342739105
+    r = r * d + 0.24230454862117767
+    r = r * d + -0.39759561419487
+    r = r * d + 0.49995797872543335
+    return d, bell * r, bell

@@ -12,7 +12,13 @@ import triton.language as tl
 from torch import Tensor
 
 from acn_kernels.kernels.activations import activated, activation_slope
-from acn_kernels.kernels.launch import as_rows, column_tile, persistent_programs
+from acn_kernels.kernels.launch import (
+    as_rows,
+    column_width,
+    row_sum_programs,
+    row_sum_tile,
+    single_row_tile,
+)
 
 
 @triton.jit
@@ -25,7 +31,7 @@ def bias_gelu_kernel(
     mask = (row < rows)[:, None] & (col < width)[None, :]
     z = tl.load(z_ptr + row[:, None] * z_stride + col[None, :], mask=mask, other=0.0)
     bias = tl.load(bias_ptr + col, mask=col < width, other=0.0)
-    h = activated(z.to(tl.float32) + bias.to(tl.float32)[None, :], "gelu")
+    h = activated(z.to(tl.float32) + bias.to(tl.float32)[None, :], "gelu", z.dtype)
     h_at = h_ptr + row[:, None] * width + col[None, :]
     tl.store(h_at, h.to(h_ptr.dtype.element_ty), mask=mask)
 
@@ -46,7 +52,7 @@ def bias_gelu_backward_kernel(
         mask = (row < rows)[:, None] & in_row[None, :]
         z = tl.load(z_ptr + row[:, None] * z_stride + col[None, :], mask=mask, other=0.0)
         dh = tl.load(dh_ptr + row[:, None] * dh_stride + col[None, :], mask=mask, other=0.0)
-        slope = activation_slope(z.to(tl.float32) + bias[None, :], "gelu")
+        slope = activation_slope(z.to(tl.float32) + bias[None, :], "gelu", z.dtype)
         dz = dh.to(tl.float32) * slope
         dbias += tl.where(mask, dz, 0.0)
         dz_at = dz_ptr + row[:, None] * width + col[None, :]
@@ -60,7 +66,7 @@ def bias_gelu(z: Tensor, bias: Tensor) -> Tensor:
     source = as_rows(z)
     rows, width = source.shape
     if rows:
-        tile = column_tile(width)
+        tile = single_row_tile(column_width(width))
         grid = (triton.cdiv(rows, tile.rows), triton.cdiv(width, tile.width))
         bias_gelu_kernel[grid](
             source, bias, h, rows, width, source.stride(0), **tile.launch_options()
@@ -73,9 +79,9 @@ def bias_gelu_backward(dh: Tensor, z: Tensor, bias: Tensor) -> tuple[Tensor, Ten
     dz = torch.empty(z.shape, dtype=z.dtype, device=z.device)
     z_rows, dh_rows = as_rows(z), as_rows(dh)
     rows, width = z_rows.shape
-    tile = column_tile(width)
+    tile = row_sum_tile(column_width(width), z.dtype)
     columns = triton.cdiv(width, tile.width)
-    programs = persistent_programs(z.device, triton.cdiv(rows, tile.rows), columns)
+    programs = row_sum_programs(z.device, rows, tile, columns)
     dbias = z.new_empty((programs, width), dtype=torch.float32)
     if rows:
         bias_gelu_backward_kernel[(programs, columns)](

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from acn_kernels.kernels.launch import as_rows, persistent_programs, row_tile
+from acn_kernels.kernels.launch import as_rows, row_sum_programs, row_sum_tile, single_row_tile
 from acn_kernels.kernels.row_norm import row_norm
 
 
@@ -119,7 +119,7 @@ def fork_forward(
     rstd = x.new_empty(rows, dtype=torch.float32)
     if rows == 0:
         return h, mean, rstd
-    tile = row_tile(width)
+    tile = single_row_tile(width)
     fork_forward_kernel[(triton.cdiv(rows, tile.rows),)](
         source, h, mean, rstd, weight, bias, rows, width, source.stride(0), eps,
         RMS=rms, HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None,
@@ -149,10 +149,10 @@ def fork_backward(
     x_rows, dh_rows = as_rows(x), as_rows(dh)
     g_rows = x_rows if g is None else as_rows(g)
     rows, width = x_rows.shape
-    tile = row_tile(width)
-    programs = persistent_programs(x.device, triton.cdiv(rows, tile.rows))
     has_scale = scale is not None and g is not None
     has_rows = row_map is not None and g is not None
+    tile = row_sum_tile(width, x.dtype, crowded=has_scale)
+    programs = row_sum_programs(x.device, rows, tile)
 
     def shares(wanted: bool, *shape: int) -> Tensor:
         return x.new_empty(shape if wanted else 0, dtype=torch.float32)

@@ -18,9 +18,17 @@ LINEAR_STACK_STAGES = 2  # the next layer's weight is on its way during a produc
 _TILE_ELEMENTS = 2048
 _MAX_COLUMNS = 1024
 _ELEMENTS_PER_THREAD = 8  # one 16-byte access in half precision
+# For less time in the reductions across a row, and where one access leaves too little in flight.
+_MORE_ELEMENTS_PER_THREAD = 16
 # Left to itself, ptxas spills a few bytes to reach an occupancy that these kernels do not need.
 _REGISTERS_PER_THREAD = 96
 JOIN_REGISTERS_PER_THREAD = 128  # all sources' loads are in flight at once
+# Where a program keeps its share of sums over all rows, and walks the rows: many small tiles at
+# once hide the reductions across a row of one behind the loads of others.
+_SUM_TILE_ELEMENTS = 1024
+_SUM_REGISTERS_PER_THREAD = 128
+_CROWDED_SUM_REGISTERS_PER_THREAD = 168
+_REGISTERS_PER_MULTIPROCESSOR = 65536
 _PROGRAMS_PER_MULTIPROCESSOR = 2
 # An exit's program works alone on its sample: much in flight at once, in the registers there are.
 _EXIT_TILE_ELEMENTS = 8192
@@ -42,28 +50,48 @@ class RowTile(NamedTuple):
     rows: int
     width: int
     warps: int
+    registers: int | None = _REGISTERS_PER_THREAD
 
-    def launch_options(self, registers: int = _REGISTERS_PER_THREAD) -> dict[str, int]:
+    def launch_options(self, registers: int | None = None) -> dict[str, int | None]:
         """The keyword arguments that every launch over this tile passes."""
         return {
             "TILE_ROWS": self.rows,
             "TILE_WIDTH": self.width,
             "num_warps": self.warps,
-            "maxnreg": registers,
+            "maxnreg": registers or self.registers,
         }
 
 
 def row_tile(width: int) -> RowTile:
     """The tile for rows of ``width`` elements."""
+    return _rows(width, _TILE_ELEMENTS, _ELEMENTS_PER_THREAD, _REGISTERS_PER_THREAD)
+
+
+def single_row_tile(width: int) -> RowTile:
+    """The same where one tensor alone is read."""
+    return _rows(width, _TILE_ELEMENTS, _MORE_ELEMENTS_PER_THREAD, None)
+
+
+def row_sum_tile(width: int, dtype: torch.dtype, crowded: bool = False) -> RowTile:
+    """The same where sums over all rows are kept beside, of tensors of ``dtype``; ``crowded``
+    where there is more to it. See :func:`row_sum_programs`."""
+    if width % 16:  # numbers that come one by one take addresses and masks of their own
+        return _rows(width, _SUM_TILE_ELEMENTS, _ELEMENTS_PER_THREAD, _SUM_REGISTERS_PER_THREAD)
+    crowded = crowded or dtype == torch.float32
+    registers = _CROWDED_SUM_REGISTERS_PER_THREAD if crowded else _SUM_REGISTERS_PER_THREAD
+    return _rows(width, _SUM_TILE_ELEMENTS, _MORE_ELEMENTS_PER_THREAD, registers)
+
+
+def _rows(width: int, elements: int, per_thread: int, registers: int | None) -> RowTile:
     padded = triton.next_power_of_2(width)
-    rows = max(1, _TILE_ELEMENTS // padded)
-    warps = min(32, max(4, rows * padded // (32 * _ELEMENTS_PER_THREAD)))
-    return RowTile(rows, padded, warps)
+    rows = max(1, elements // padded)
+    warps = min(32, max(elements // 512, rows * padded // (32 * per_thread)))
+    return RowTile(rows, padded, warps, registers)
 
 
-def column_tile(width: int) -> RowTile:
-    """The tile of an elementwise kernel, which may split rows of ``width`` elements."""
-    return row_tile(min(width, _MAX_COLUMNS))
+def column_width(width: int) -> int:
+    """How many columns an elementwise kernel, which may split rows of ``width``, takes at a time."""
+    return min(width, _MAX_COLUMNS)
 
 
 class StackTile(NamedTuple):
@@ -218,13 +246,21 @@ def copy_tile(width: int) -> RowTile:
     return RowTile(_TILE_ELEMENTS // padded, padded, 4)
 
 
-def persistent_programs(device: torch.device, tiles: int, columns: int = 1) -> int:
-    """Programs of a kernel that walks the tiles in strides, for sums across all rows; each of
-    ``columns`` blocks of columns has as many."""
+def persistent_programs(
+    device: torch.device, tiles: int, each: int = _PROGRAMS_PER_MULTIPROCESSOR
+) -> int:
+    """Programs of a kernel that walks the tiles in strides, ``each`` for a multiprocessor."""
     if device.type != "cuda":  # the interpreter
         return min(tiles, 3)
-    count = torch.cuda.get_device_properties(device).multi_processor_count
-    return min(tiles, triton.cdiv(count * _PROGRAMS_PER_MULTIPROCESSOR, columns))
+    return min(tiles, each * torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def row_sum_programs(device: torch.device, rows: int, tile: RowTile, columns: int = 1) -> int:
+    """Programs of a kernel that walks ``rows`` in tiles of :func:`row_sum_tile`, for each of
+    ``columns`` blocks of columns: as many as run at once."""
+    each = max(1, _REGISTERS_PER_MULTIPROCESSOR // (32 * tile.warps * tile.registers))
+    tiles = triton.cdiv(rows, tile.rows)
+    return min(tiles, triton.cdiv(persistent_programs(device, tiles * columns, each), columns))
 
 
 def as_rows(x: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ def linear_stack_kernel(
         )  # fmt: skip
         # Rounded as a layer of its own would, so that the backward pass finds the same numbers.
         z = z.to(x_ptr.dtype.element_ty)
-        x = activated(z.to(tl.float32), ACTIVATION).to(x_ptr.dtype.element_ty)
+        x = activated(z.to(tl.float32), ACTIVATION, z.dtype).to(z.dtype)
         if PADDED:
             x = tl.where(in_row[None, :], x, 0.0)  # NaN or inf times the weights' zeros
         if KEEP:
@@ -76,14 +76,16 @@ def linear_stack_kernel(
             term *= tl.load(scale_ptr + i + 1).to(tl.float32)
         y += term
     if NORM:
-        tl.store(y_ptr + first + at, y, mask=mask)
+        if KEEP:
+            tl.store(y_ptr + first + at, y, mask=mask)
         y, mean, rstd = row_norm(
             y, mask, col, width, eps, norm_weight_ptr, norm_bias_ptr,
             RMS, HAS_NORM_WEIGHT, HAS_NORM_BIAS,
         )  # fmt: skip
-        if not RMS:
-            tl.store(mean_ptr + start + row, mean, mask=valid)
-        tl.store(rstd_ptr + start + row, rstd, mask=valid)
+        if KEEP:
+            if not RMS:
+                tl.store(mean_ptr + start + row, mean, mask=valid)
+            tl.store(rstd_ptr + start + row, rstd, mask=valid)
     tl.store(out_ptr + first + at, y.to(out_ptr.dtype.element_ty), mask=mask)
 
 
@@ -104,20 +106,21 @@ def linear_stack(
     """norm(sum_i a_i x_i) with x_i = activation(x_{i-1} W_i^T + b_i), x_0 = x [..., D].
 
     weight is [L, D, D] and bias [L, D] in x's dtype; scales [L+1] (the first unread without
-    ``include_input``). Returns (out in ``out_dtype``, y fp32, mean, rstd, kept). With ``kind``
-    "none" the sum itself is the output and the next three are empty; with a norm they are what
-    its backward reads. kept [L, N, P] is what the stack's backward reads (empty unless ``keep``),
-    P being D padded to a power of two: weights padded with zeros are read sixteen bytes at a
-    time, whatever D is.
+    ``include_input``). Returns (out in ``out_dtype``, y fp32, mean, rstd, kept), all but the first
+    for a backward pass and empty unless ``keep``. With ``kind`` "none" the sum itself is the output
+    and the next three are empty; with a norm they are what its backward reads. kept [L, N, P] is
+    what the stack's backward reads, P being D padded to a power of two: weights padded with zeros
+    are read sixteen bytes at a time, whatever D is.
     """
     norm = kind != "none"
+    keep_norm = keep and norm
     source = as_rows(x)
     rows, width = source.shape
     depth = len(weight)
     out = torch.empty(x.shape, dtype=out_dtype, device=x.device)
-    y = out.new_empty(x.shape if norm else 0, dtype=torch.float32)
-    mean = out.new_empty(rows if kind == "layer" else 0, dtype=torch.float32)
-    rstd = out.new_empty(rows if norm else 0, dtype=torch.float32)
+    y = out.new_empty(x.shape if keep_norm else 0, dtype=torch.float32)
+    mean = out.new_empty(rows if keep and kind == "layer" else 0, dtype=torch.float32)
+    rstd = out.new_empty(rows if keep_norm else 0, dtype=torch.float32)
     tile = stack_tile(width)
     kept = x.new_empty((depth, rows, tile.width) if keep else 0)
     if rows:

@@ -57,13 +57,14 @@ def linear_stack_backward_kernel(
         if ACTIVATION == "relu":
             out = z
         else:
-            out = activated(z.to(tl.float32), ACTIVATION).to(x_ptr.dtype.element_ty)
+            out = activated(z.to(tl.float32), ACTIVATION, z.dtype).to(z.dtype)
             tl.store(inner_ptr + first + at, out, mask=valid & (i < depth - 1))
         if HAS_SCALES:
             # Down the rows first: across them, the sum would cost registers that the loop lacks.
             share = tl.sum(tl.sum(g.to(tl.float32) * out.to(tl.float32), axis=0), axis=0)
             tl.store(dscale_ptr + program * (depth + 1) + i + 1, share)
-        dz = (dx + scale * g.to(tl.float32)) * activation_slope(z.to(tl.float32), ACTIVATION)
+        slope = activation_slope(z.to(tl.float32), ACTIVATION, z.dtype)
+        dz = (dx + scale * g.to(tl.float32)) * slope
         if HAS_BIAS:
             share_at = dbias_ptr + (program * depth + i) * TILE_WIDTH + col
             tl.store(share_at, tl.sum(dz, axis=0))

@@ -54,7 +54,7 @@ def token_mlp(
         hidden = start + tl.arange(0, TOKEN_CHUNK)
         w1 = read_matrix(parameters[2], layer, hidden, token, TOKEN_HIDDEN, T)
         b1 = read_vector(parameters[3], layer, hidden, TOKEN_HIDDEN)
-        a = activated(tl.dot(w1, n, input_precision=PRECISION) + b1[:, None], "gelu")
+        a = activated(tl.dot(w1, n, input_precision=PRECISION) + b1[:, None], "gelu", n.dtype)
         w2 = read_matrix(parameters[4], layer, token, hidden, T, TOKEN_HIDDEN)
         h = tl.dot(w2, a.to(n.dtype), h, input_precision=PRECISION)
     # Not at the start: a sum that starts at zero takes no registers while the hidden units do.
@@ -74,7 +74,7 @@ def channel_mlp(
         hidden = start + tl.arange(0, CHANNEL_CHUNK)
         c1 = read_matrix(parameters[8], layer, hidden, col, CHANNEL_HIDDEN, D)
         b1 = read_vector(parameters[9], layer, hidden, CHANNEL_HIDDEN)
-        a = activated(tl.dot(n, c1.T, input_precision=PRECISION) + b1[None, :], "gelu")
+        a = activated(tl.dot(n, c1.T, input_precision=PRECISION) + b1[None, :], "gelu", n.dtype)
         c2 = read_matrix(parameters[10], layer, col, hidden, D, CHANNEL_HIDDEN)
         m = tl.dot(a.to(n.dtype), c2.T, m, input_precision=PRECISION)
     return m + read_vector(parameters[11], layer, col, D)[None, :]
@@ -101,7 +101,7 @@ def mixer_layer(
         weight = read_matrix(parameters[12], layer, col, col, D, D)
         z = tl.dot(m.to(x.dtype), weight.T, input_precision=PRECISION)
         z += read_vector(parameters[13], layer, col, D)[None, :]
-        z = activated(z + x.to(tl.float32), "relu")
+        z = activated(z + x.to(tl.float32), "relu", x.dtype)
         z = tl.where(mask, z, 0.0)
         m, _, _ = layer_norm(z, mask, col, layer, parameters[14], parameters[15], eps, D)
     return tl.where(mask, m, 0.0).to(x.dtype)
