@@ -131,8 +131,8 @@ def test_every_batch(batch):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(layout):
-    check_stack(2, (3,), **SMALL, layout=layout)
-    check_stack(2, (3,), **SMALL, norm="none", out_layout=layout)
+    check_stack(2, (3,), **SMALL, layout=layout, roundings=15)
+    check_stack(2, (3,), **SMALL, norm="none", out_layout=layout, roundings=15)
 
 
 @pytest.mark.parametrize("closing", [False, True], ids=["plain", "closing"])

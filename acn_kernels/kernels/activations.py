@@ -22,7 +22,7 @@ def activated(z, ACTIVATION: tl.constexpr, DTYPE: tl.constexpr):
     """f(z) for "relu", "gelu" (exact), "gelu_tanh" or "silu"."""
     if ACTIVATION == "relu":
         return _relu(z)
-    elif ACTIVATION == "gelu" and DTYPE != tl.float32:
+    elif ACTIVATION == "gelu" and tl.float32 != DTYPE:
         distance, tail, _ = _normal_tail(z)
         return _relu(z) - distance * tail
     else:
@@ -34,7 +34,7 @@ def activation_slope(z, ACTIVATION: tl.constexpr, DTYPE: tl.constexpr):
     """f'(z). For "relu" z may as well be f(z): the slope is 1 where either is positive."""
     if ACTIVATION == "relu":
         return tl.where(z <= 0.0, 0.0, 1.0)
-    elif ACTIVATION == "gelu" and DTYPE != tl.float32:
+    elif ACTIVATION == "gelu" and tl.float32 != DTYPE:
         _, tail, bell = _normal_tail(z)
         return tl.where(z < 0.0, tail, 1.0 - tail) + z * (bell * _INV_SQRT_2PI)
     else:

@@ -27,6 +27,7 @@ from acn_kernels.kernels.recorder import Launch
 CAPABILITIES = {"sm_80": 80, "sm_90": 90, "sm_100": 100}
 TARGETS = tuple(CAPABILITIES)
 
+_BOUNDS = ("tensor_cores", "max_shared_bytes", "max_spill_bytes")
 _DIVISIBLE_BY_16 = [["tt.divisibility", 16]]
 _RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 # HMMA, IMMA, DMMA, ... (sm_80), HGMMA, QGMMA, ... (sm_90), UTCHMMA, UTCQMMA, ... (sm_100).
@@ -108,8 +109,8 @@ def registered_cases() -> list[KernelCase]:
     from acn_kernels.kernels.cases import registered_launches
 
     return [
-        case_of(name, launch, tensor_cores=tensor_cores, max_shared_bytes=max_shared_bytes)
-        for name, (launch, tensor_cores, max_shared_bytes) in registered_launches().items()
+        case_of(name, registered.launch, **{k: getattr(registered, k) for k in _BOUNDS})
+        for name, registered in registered_launches().items()
     ]
 
 

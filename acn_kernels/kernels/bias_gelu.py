@@ -12,13 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from acn_kernels.kernels.activations import activated, activation_slope
-from acn_kernels.kernels.launch import (
-    as_rows,
-    column_width,
-    row_sum_programs,
-    row_sum_tile,
-    single_row_tile,
-)
+from acn_kernels.kernels.launch import as_rows, column_sum_tile, column_tile, row_sum_programs
 
 
 @triton.jit
@@ -66,7 +60,7 @@ def bias_gelu(z: Tensor, bias: Tensor) -> Tensor:
     source = as_rows(z)
     rows, width = source.shape
     if rows:
-        tile = single_row_tile(column_width(width))
+        tile = column_tile(width)
         grid = (triton.cdiv(rows, tile.rows), triton.cdiv(width, tile.width))
         bias_gelu_kernel[grid](
             source, bias, h, rows, width, source.stride(0), **tile.launch_options()
@@ -79,7 +73,7 @@ def bias_gelu_backward(dh: Tensor, z: Tensor, bias: Tensor) -> tuple[Tensor, Ten
     dz = torch.empty(z.shape, dtype=z.dtype, device=z.device)
     z_rows, dh_rows = as_rows(z), as_rows(dh)
     rows, width = z_rows.shape
-    tile = row_sum_tile(column_width(width), z.dtype)
+    tile = column_sum_tile(width)
     columns = triton.cdiv(width, tile.width)
     programs = row_sum_programs(z.device, rows, tile, columns)
     dbias = z.new_empty((programs, width), dtype=torch.float32)

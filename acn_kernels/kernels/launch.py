@@ -35,11 +35,13 @@ _EXIT_TILE_ELEMENTS = 8192
 _EXIT_ELEMENTS_PER_THREAD = 32
 _EXIT_REGISTERS_PER_THREAD = 128
 
+_MOST_REGISTERS = 255
+
 # A larger sample does not fit the registers of a multiprocessor beside its own long sum.
 MAX_SAMPLE_TOKENS = 64
 MAX_SAMPLE_WIDTH = 256
 MAX_SAMPLE_ELEMENTS = 8192
-_SAMPLE_ELEMENTS_PER_WARP = 1024  # 32 registers of a thread for each fp32 tile
+_SAMPLE_ELEMENTS_PER_WARP = 2048
 _MOST_REGISTERS = 255
 _LEAST_PRODUCT = 16  # sides of a tile in a matrix product
 
@@ -89,9 +91,19 @@ def _rows(width: int, elements: int, per_thread: int, registers: int | None) -> 
     return RowTile(rows, padded, warps, registers)
 
 
-def column_width(width: int) -> int:
-    """How many columns an elementwise kernel, which may split rows of ``width``, takes at a time."""
-    return min(width, _MAX_COLUMNS)
+def column_tile(width: int) -> RowTile:
+    """The tile of an elementwise kernel, which may split rows of ``width`` elements."""
+    return single_row_tile(min(width, _MAX_COLUMNS))
+
+
+def column_sum_tile(width: int) -> RowTile:
+    """The same where sums over all rows are kept beside."""
+    return _rows(
+        min(width, _MAX_COLUMNS // 2),
+        _TILE_ELEMENTS,
+        _MORE_ELEMENTS_PER_THREAD,
+        _REGISTERS_PER_THREAD,
+    )
 
 
 class StackTile(NamedTuple):
@@ -102,6 +114,7 @@ class StackTile(NamedTuple):
     width: int
     chunk: int
     warps: int
+    registers: int = _MOST_REGISTERS  # or ptxas spills for an occupancy that nobody asked of it
 
     def launch_options(self, stages: int) -> dict[str, int]:
         """The keyword arguments that every launch over this tile passes."""
@@ -111,7 +124,7 @@ class StackTile(NamedTuple):
             "CHUNK": self.chunk,
             "num_warps": self.warps,
             "num_stages": stages,
-            "maxnreg": 255,  # or ptxas spills for an occupancy that nobody asked of it
+            "maxnreg": self.registers,
         }
 
     def scratch(self, x: Tensor, rows: int) -> Tensor:
@@ -123,19 +136,20 @@ class StackTile(NamedTuple):
 def stack_tile(width: int) -> StackTile:
     """The tile of a linear stack of ``width`` wide layers."""
     padded = max(16, triton.next_power_of_2(width))
-    # 64 rows are the least that fill sm_90's matrix instruction; at most 32 elements a thread, x,
-    # the sum and a product fit its registers, which leaves 32 rows for the widest.
+    # 64 rows are the least that fill sm_90's matrix instruction, and four warps what issues it;
+    # x, the sum and a product fit their registers up to 128 columns.
     if padded > 128:
         return StackTile(32, padded, 64, 8)
-    return StackTile(64, padded, padded, 4 if padded < 64 else 8)
+    return StackTile(64, padded, padded, 4)
 
 
-def stack_backward_tile(width: int, activation: str, scaled: bool) -> StackTile:
-    """The same for its backward pass, with ``scaled`` where the scales have gradients."""
+def stack_backward_tile(width: int, scaled: bool) -> StackTile:
+    """The same for its backward pass, which has more to hold, with ``scaled`` where the scales have
+    gradients: three programs of few rows share a multiprocessor, each waiting in its own time."""
     tile = stack_tile(width)
-    # Next to an exact GELU, <g, x> takes the registers of a product that is 128 wide.
-    narrower = scaled and activation == "gelu" and tile.width == 128
-    return tile._replace(chunk=64) if narrower else tile
+    if tile.width != 128:
+        return tile
+    return tile._replace(rows=32, registers=tile.registers if scaled else 168)
 
 
 def linear_stack_backward_stages(tile: StackTile, activation: str) -> int:
@@ -166,28 +180,28 @@ class MixerTile(NamedTuple):
             "TOKEN_CHUNK": self.token_chunk,
             "CHANNEL_CHUNK": self.channel_chunk,
             "num_warps": self.warps,
-            "num_stages": 2,
+            "num_stages": 3,
             # Left to itself, ptxas spills in small tiles to reach a higher occupancy.
             "maxnreg": _MOST_REGISTERS,
         }
 
 
 def mixer_tile(
-    tokens: int, width: int, token_hidden: int, channel_hidden: int, crowded: bool
+    tokens: int, width: int, token_hidden: int, channel_hidden: int, backward: bool
 ) -> MixerTile:
-    """The tile for samples of ``tokens`` x ``width`` elements; fewer hidden units at a time where
-    a kernel is ``crowded``, holding more than a plain layer and the long sum.
+    """The tile for samples of ``tokens`` x ``width`` elements; fewer hidden units at a time in the
+    ``backward`` pass, which holds more for each.
 
-    On every target eight warps hold 64 x 128 without a spill, and four do not; nor do eight with
-    more hidden units of the token MLP at a time, each of which is as wide as the sample.
+    Few warps and their registers, a few of them spilled, leave room for a second program, which
+    works while the first one waits: twice the speed of a sample spread over twice the warps.
     """
     tokens, width = _product_side(tokens), _product_side(width)
     warps = max(2, tokens * width // _SAMPLE_ELEMENTS_PER_WARP)
     return MixerTile(
         tokens,
         width,
-        min(32, _product_side(token_hidden)),
-        min(32 if crowded else 64, _product_side(channel_hidden)),
+        min(32 if backward else 64, _product_side(token_hidden)),
+        min(32 if backward else 64, _product_side(channel_hidden)),
         triton.next_power_of_2(warps),
     )
 

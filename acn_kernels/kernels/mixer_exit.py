@@ -153,6 +153,6 @@ def mixer_exit(
             FIRST_TOKEN=pooling == "first", NORM=kind != "none", RMS=kind == "rms",
             HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None,
             HAS_HEAD_BIAS=head_bias is not None, CLASS_CHUNK=16,
-            **mixer_sizes(x, parameters, crowded=True),
+            **mixer_sizes(x, parameters),
         )  # fmt: skip
     return logits, depth, counts

@@ -112,11 +112,10 @@ def packed(parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple(parameter.contiguous() for parameter in parameters)
 
 
-def mixer_sizes(x: Tensor, parameters: Sequence[Tensor], crowded: bool) -> dict[str, object]:
-    """What every launch over samples x [..., T, D] passes: sizes, tile, launch options.
-
-    ``crowded``: the kernel holds more than a plain layer and the long sum.
-    """
+def mixer_sizes(
+    x: Tensor, parameters: Sequence[Tensor], backward: bool = False
+) -> dict[str, object]:
+    """What every launch over samples x [..., T, D] passes: sizes, tile, launch options."""
     tokens, width = x.shape[-2:]
     token_hidden, channel_hidden = parameters[2].shape[1], parameters[8].shape[1]
     return {
@@ -126,5 +125,5 @@ def mixer_sizes(x: Tensor, parameters: Sequence[Tensor], crowded: bool) -> dict[
         "CHANNEL_HIDDEN": channel_hidden,
         "CLOSING": len(parameters) > 12,
         "PRECISION": dot_precision(x.dtype),
-        **mixer_tile(tokens, width, token_hidden, channel_hidden, crowded).launch_options(),
+        **mixer_tile(tokens, width, token_hidden, channel_hidden, backward).launch_options(),
     }

@@ -100,6 +100,6 @@ def mixer_stack(
             INCLUDE_INPUT=include_input, HAS_SCALES=scales is not None, KEEP=keep,
             NORM=kind != "none", RMS=kind == "rms",
             HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None,
-            **mixer_sizes(x, parameters, crowded=len(parameters) > 12),
+            **mixer_sizes(x, parameters),
         )  # fmt: skip
     return out, y, mean, rstd, kept

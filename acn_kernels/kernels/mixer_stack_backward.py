@@ -250,7 +250,7 @@ def mixer_stack_backward(
     carry = x.new_empty(x.shape, dtype=torch.float32)
     g, x_0, stacked = g.to(x.dtype).contiguous(), x.contiguous(), packed(parameters)
     options = {"HAS_SCALES": scales is not None, "SHARES": sum(sizes)}
-    options |= mixer_sizes(x, parameters, crowded=True)
+    options |= mixer_sizes(x, parameters, backward=True)
     for layer in reversed(range(layers if samples else 0)):
         depth = (layer, layers, layer_eps)
         u, out = kept[layer - 1] if layer else x_0, kept[layer]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from acn_kernels.blocks import MixerBlock, TransformerBlock
+from acn_kernels.connection import Connection, Wiring, has_entry_norms
 from benchmarks.throughput.case import Setting
 
 
@@ -127,7 +128,8 @@ class LinearStack(Network):
 
 
 class PlainLoop(nn.Module):
-    """``for f in layers: x = f(x); y = y + x``, then the norm: the naive ACN."""
+    """``for f in layers: x = f(x); y = y + x``, then the norm: the naive ACN. As in all peers, what
+    happens inside a block is PyTorch's as well."""
 
     def __init__(self, layers: nn.ModuleList, norm: nn.Module | None = None) -> None:
         super().__init__()
@@ -136,9 +138,16 @@ class PlainLoop(nn.Module):
     def forward(self, x: Tensor, *args) -> Tensor:
         y = x
         for layer in self.layers:
-            x = layer(x, *args)
+            x = plainly(layer, x, *args)
             y = y + x
         return self.norm(y)
+
+
+def plainly(layer: nn.Module, x: Tensor, *args) -> Tensor:
+    """layer(x, *args) without a kernel of ours."""
+    if not has_entry_norms(layer):
+        return layer(x, *args)
+    return layer(x, *args, connection=Connection(Wiring(backend="torch")))
 
 
 class ScaledLoop(PlainLoop):
@@ -151,7 +160,7 @@ class ScaledLoop(PlainLoop):
     def forward(self, x: Tensor, *args) -> Tensor:
         x_sum = self.scales[0] * x
         for i, layer in enumerate(self.layers):
-            x = layer(x, *args)
+            x = plainly(layer, x, *args)
             x_sum = x_sum + self.scales[i + 1] * x
         return self.norm(x_sum.to(x.dtype))
 
@@ -161,7 +170,7 @@ class WithoutSum(PlainLoop):
 
     def forward(self, x: Tensor, *args) -> Tensor:
         for layer in self.layers:
-            x = layer(x, *args)
+            x = plainly(layer, x, *args)
         return self.norm(x)
 
 
@@ -177,11 +186,11 @@ class PlainResidual(PlainLoop):
 
 def _halves(block: nn.Module, args: tuple) -> Iterator[tuple[nn.Module, Callable]]:
     if isinstance(block, MixerBlock):
-        yield block.norm1, lambda h: block.token_mlp(h.transpose(-1, -2)).transpose(-1, -2)
-        yield block.norm2, block.channel_mlp
+        yield block.norm1, lambda h: block.token_mlp(h.transpose(-1, -2), "torch").transpose(-1, -2)
+        yield block.norm2, lambda h: block.channel_mlp(h, "torch")
     else:
         yield block.norm1, lambda h: block.attn(h, *args)
-        yield block.norm2, block.mlp
+        yield block.norm2, lambda h: block.mlp(h, "torch")
 
 
 _BERT = "BERT-base is post-norm; the pre-norm block of equal shapes stands in"
