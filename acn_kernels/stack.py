@@ -21,6 +21,7 @@ from acn_kernels.connection import (
     has_entry_norms,
 )
 from acn_kernels.dispatch import check_backend
+from acn_kernels.kept import KeptLayers
 from acn_kernels.norm_spec import NormSpec
 from acn_kernels.recompute import recomputing
 from acn_kernels.reference import sum_dtype
@@ -90,6 +91,7 @@ class FusedACNStack(ScaledTerms):
         backend: str = "auto",
     ) -> None:
         super().__init__(layers)
+        self.kept_layers = KeptLayers()
         if norm is not None and not isinstance(norm, nn.Module):
             raise TypeError(f"norm is a {type(norm).__name__}; it takes None or an nn.Module")
         self.norm = norm
