@@ -1,4 +1,4 @@
-"""What is kept of a stack's layers from one call to the next: what they are, and their weights."""
+"""What is kept from one call to the next: what was found out about modules, stacked weights."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ from acn_kernels.composition import Composition
 _version = attrgetter("_version")  # counts the changes in place
 
 
-class KeptLayers:
-    """The answer to a question about layers, kept while they are made of the same."""
+class KeptAnswer:
+    """The answer to a question about modules, kept while they are made of the same."""
 
     def __init__(self) -> None:
         self._answer: tuple[Composition, Callable, Any] | None = None
 
     def __reduce__(self) -> tuple:
-        return type(self), ()  # a copy belongs to other layers
+        return type(self), ()  # a copy belongs to other modules
 
-    def of(self, layers: Sequence[nn.Module], question: Callable[[Sequence[nn.Module]], Any]):
-        """``question(layers)``, asked again only where it may have another answer."""
+    def of(
+        self, modules: Sequence[nn.Module], question: Callable[[Sequence[nn.Module]], Any]
+    ) -> Any:
+        """``question(modules)``, asked again only where it may have another answer."""
         if not calls_are_plain():
-            return question(layers)
+            return question(modules)
         kept = self._answer
-        if kept is None or kept[1] != question or not kept[0].is_that_of(layers):
-            kept = self._answer = Composition(layers), question, question(layers)
+        if kept is None or kept[1] != question or not kept[0].is_that_of(modules):
+            kept = self._answer = Composition(modules), question, question(modules)
         return kept[2]
 
     def forget(self) -> None:
@@ -53,10 +55,10 @@ class StackedParameters:
 
     def tensors(self, recorded: bool) -> list[Tensor]:
         """One for each kind; gradients flow back through them where they are ``recorded``."""
-        if recorded or not self._may_be_kept():
+        if recorded or not can_be_kept(self.parameters[0]):
             self._kept = None
             return self._stacked()
-        state = [_stream_of(self.parameters[0]), *map(_version, self.parameters)]
+        state = [stream_of(self.parameters[0]), *map(_version, self.parameters)]
         kept = self._kept
         if kept is None or kept[0] != state:
             kept = self._kept = state, self._stacked()
@@ -65,11 +67,13 @@ class StackedParameters:
     def _stacked(self) -> list[Tensor]:
         return [torch.stack(kind) for kind in self._kinds]
 
-    def _may_be_kept(self) -> bool:
-        if not calls_are_plain() or self.parameters[0].is_inference():  # nobody counts those
-            return False
-        # A graph has to find the weights of the day on which it is replayed.
-        return not (self.parameters[0].is_cuda and torch.cuda.is_current_stream_capturing())
+
+def can_be_kept(x: Tensor) -> bool:
+    """Whether what is computed of x now may serve later calls, as long as x is unchanged."""
+    if not calls_are_plain() or x.is_inference():  # nobody counts the changes of such a tensor
+        return False
+    # A graph that somebody records has to compute all that it needs whenever it is replayed.
+    return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def calls_are_plain() -> bool:
@@ -82,6 +86,6 @@ def calls_are_plain() -> bool:
     )
 
 
-def _stream_of(x: Tensor) -> int:
+def stream_of(x: Tensor) -> int:
     """The stream that works on x now: another one would not wait for what this one has made."""
     return torch._C._cuda_getCurrentRawStream(x.device.index) if x.is_cuda else 0

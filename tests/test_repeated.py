@@ -9,10 +9,10 @@ import torch
 from tolerances import assert_close
 from torch import nn
 
+from acn_kernels import repeated
 from acn_kernels.alpha_schedule import AlphaSchedule
 from acn_kernels.analysis import GradientHistory
 from acn_kernels.models import create
-from acn_kernels.training import repeated
 from acn_kernels.training.digits import Split
 from acn_kernels.training.schedules import DepthSchedule
 from acn_kernels.training.trainer import Recipe, Trainer

@@ -72,7 +72,7 @@ def check_like_first(i: int, x: Tensor, first: Tensor) -> None:
 
 
 def is_recorded(spec: NormSpec | None, *inputs: Tensor | None) -> bool:
-    """Whether autograd keeps an operation on ``inputs``, closed by the norm, for a backward pass."""
+    """Whether autograd records an operation on ``inputs``, closed by the norm."""
     if not torch.is_grad_enabled():
         return False
     affine = () if spec is None else spec[1:3]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from acn_kernels import _extension
@@ -11,6 +10,7 @@ from acn_kernels.inference.engine import Engine
 from acn_kernels.inference.engine_image import obstacle_in_image_options, obstacle_in_images
 from acn_kernels.inference.engine_modules import DTYPES, obstacle_on
 from acn_kernels.inference.engine_text import is_bert, obstacle_in_text_options, obstacle_in_texts
+from acn_kernels.kept import calls_are_plain
 from acn_kernels.models import Mixer, ViT
 from acn_kernels.validation import under_autocast
 
@@ -55,8 +55,8 @@ def obstacle_to_engine(model: nn.Module, *inputs: Tensor) -> str | None:
         return f"backend is {model.blocks.backend!r}"
     if is_bert(model) and model.training:
         return "the model is in training mode, where it drops out"
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
-        return "the operations are being traced or watched"
+    if not calls_are_plain():
+        return "the operations are being traced, watched or transformed"
     weight = next(model.parameters())
     if under_autocast(weight):
         return "autocast is on"
