@@ -34,9 +34,11 @@ class Composition:
         self._setters, self._names = [x for x, _ in named], [name for _, name in named]
         self._set = [x[name] for x, name in named]
         groups = ((m._parameters, m._buffers, m._modules) for m in self._modules)
-        self._owners = [owner for owner in chain.from_iterable(groups) if owner]
+        owners = list(chain.from_iterable(groups))
+        self._owners = [owner for owner in owners if owner]
         self._held = [*self._all_held(), _END]
-        self._hooks = [hooks for module in self._modules for hooks in hooks_of(module)]
+        hooks = chain.from_iterable(map(hooks_of, self._modules))
+        self._empty = [*hooks, *(owner for owner in owners if not owner)]  # and has to stay so
         self._places = _Places([x for x in self._held if type(x) in (nn.Parameter, Tensor)])
 
     def is_that_of(self, modules: Sequence[nn.Module]) -> bool:
@@ -48,7 +50,7 @@ class Composition:
             and all(map(is_, map(type, self._modules), self._types))
             and list(map(len, self._settings)) == self._lengths
             and all(map(is_, map(dict.get, self._setters, self._names), self._set))
-            and not any(self._hooks)
+            and not any(self._empty)
             and self._places.hold()
         )
 

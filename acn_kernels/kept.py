@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any
@@ -55,7 +56,7 @@ class StackedParameters:
 
     def tensors(self, recorded: bool) -> list[Tensor]:
         """One for each kind; gradients flow back through them where they are ``recorded``."""
-        if recorded or not can_be_kept(self.parameters[0]):
+        if recorded or not can_be_kept(self.parameters[0]) or not self._counted:
             self._kept = None
             return self._stacked()
         state = [stream_of(self.parameters[0]), *map(_version, self.parameters)]
@@ -64,16 +65,19 @@ class StackedParameters:
             kept = self._kept = state, self._stacked()
         return kept[1]
 
+    @functools.cached_property
+    def _counted(self) -> bool:
+        """Whether PyTorch counts the changes of all of them: it does not in inference mode's."""
+        return not any(map(Tensor.is_inference, self.parameters))
+
     def _stacked(self) -> list[Tensor]:
         return [torch.stack(kind) for kind in self._kinds]
 
 
 def can_be_kept(x: Tensor) -> bool:
-    """Whether what is computed of x now may serve later calls, as long as x is unchanged."""
-    if not calls_are_plain() or x.is_inference():  # nobody counts the changes of such a tensor
-        return False
+    """Whether what is computed of tensors like x now may serve later calls."""
     # A graph that somebody records has to compute all that it needs whenever it is replayed.
-    return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
+    return calls_are_plain() and not (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def calls_are_plain() -> bool:

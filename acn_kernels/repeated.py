@@ -47,8 +47,8 @@ class Repeated:
                 self.obstacle = str(error).splitlines()[0]
                 return self._step(*inputs)
         result = self._recordings[key](*inputs)
-        for tensor in self._changed:
-            torch.autograd.graph.increment_version(tensor)
+        if self._changed:
+            torch.autograd.graph.increment_version(self._changed)
         return result
 
 

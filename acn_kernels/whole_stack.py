@@ -132,8 +132,11 @@ class LinearLayers:
             parameters = (weight, bias) if biased else (weight,)
             if any((parameter.dtype, parameter.device) != place for parameter in parameters):
                 return f"layers[{i}] differs from layers[0] in a dtype or a device"
-            if has_hooks(layer) or has_hooks(linear) or has_hooks(activate):
+            modules = (layer, linear, activate)
+            if any(map(has_hooks, modules)):
                 return f"layers[{i}] has hooks"
+            if any("forward" in vars(module) for module in modules):
+                return f"layers[{i}] has a forward of its own"
             weights.append(weight)
             if biased:
                 biases.append(bias)
