@@ -234,7 +234,7 @@ def test_what_no_longer_runs_as_a_whole_is_noticed(stack, change):
     [("alpha", 0.5), ("rows", "first"), ("direct_gradient_only", True), ("backend", "torch")],
 )
 def test_options_set_later_count(stack, name, value):
-    x, before = check(stack)
+    x, _ = check(stack)
     setattr(stack, name, value)
     with torch.no_grad():
         after = stack(x)
@@ -245,7 +245,7 @@ def test_options_set_later_count(stack, name, value):
 
 
 def test_the_norm_and_the_scales_are_read_at_every_call(stack):
-    x, before = check(stack)
+    x, _ = check(stack)
     stack.norm.eps = 0.5
     check(stack)
     stack.norm = nn.LayerNorm(WIDTH, eps=2.0).to(x.device)
