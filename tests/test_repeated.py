@@ -117,6 +117,16 @@ def test_what_cannot_be_recorded_runs_as_it_is(monkeypatch):
     assert steps.obstacle == "operation not permitted when stream is capturing"
 
 
+def test_replays_count_as_changes_of_the_weights(recordings):
+    weight = nn.Parameter(torch.zeros(2))
+    steps = repeated.Repeated(lambda images: images.sum(), [weight])
+    versions = []
+    for _ in range(6):
+        steps("key", torch.ones(2))
+        versions.append(weight._version)
+    assert versions == [0, 0, 0, 1, 2, 3]  # this step itself changes nothing that is counted
+
+
 def test_resumed_training_goes_on_with_its_learning_rate(recordings):
     samples = Split(torch.randn(16, 1, 8, 8), torch.randint(10, (16,)))
     whole = Trainer(network(), Recipe(4, batch_size=8), 16, replay=True)
