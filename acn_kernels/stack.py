@@ -21,6 +21,7 @@ from acn_kernels.connection import (
     has_entry_norms,
 )
 from acn_kernels.dispatch import check_backend
+from acn_kernels.kept import KeptAnswer
 from acn_kernels.norm_spec import NormSpec
 from acn_kernels.recompute import recomputing
 from acn_kernels.reference import sum_dtype
@@ -47,6 +48,11 @@ class FusedACNStack(ScaledTerms):
     with alpha = 0 the residual network of the same layers. An ``nn.ModuleList`` of the layers, so
     it stands where ``blocks = nn.ModuleList([...])`` or ``nn.Sequential(...)`` stood and keeps the
     state-dict keys.
+
+    Without gradients, Linear and Mixer layers on a GPU run as one kernel, on weights that are
+    stacked once and again after every change in place that PyTorch counts; it counts neither writes
+    through ``.data`` nor replayed CUDA graphs, after which :meth:`train` or :meth:`eval`, where it
+    changes the mode, has them stacked anew.
 
     Args:
         layers: modules that map [..., D] to the same shape, without a short connection of their
@@ -90,6 +96,7 @@ class FusedACNStack(ScaledTerms):
         backend: str = "auto",
     ) -> None:
         super().__init__(layers)
+        self.kept_layers = KeptAnswer()
         if norm is not None and not isinstance(norm, nn.Module):
             raise TypeError(f"norm is a {type(norm).__name__}; it takes None or an nn.Module")
         self.norm = norm
@@ -137,6 +144,15 @@ class FusedACNStack(ScaledTerms):
     def granularity(self, granularity: str) -> None:
         check_granularity(granularity, self)
         self._granularity = granularity
+
+    def train(self, mode: bool = True) -> FusedACNStack:
+        if mode != self.training:
+            self.kept_layers.forget()  # between training and use lies what no count may have seen
+        return super().train(mode)
+
+    def _apply(self, *args, **kwargs) -> FusedACNStack:
+        self.kept_layers.forget()  # who moves the weights away wants their memory back
+        return super()._apply(*args, **kwargs)
 
     def forward(self, x: Tensor, *args, depth: int | None = None, **kwargs) -> Tensor:
         """norm(y_depth) for the input x [..., D]; ``args`` and ``kwargs`` reach every layer.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -10,7 +11,17 @@ from torch import Tensor, nn
 
 from acn_kernels import functional
 from acn_kernels.dispatch import choose
+from acn_kernels.functional.checks import check_sum, is_recorded
+from acn_kernels.functional.linear_stack import run_linear_stack
+from acn_kernels.functional.mixer_stack import (
+    MixerParameters,
+    obstacle_to_input_of,
+    obstacle_to_mixer_blocks,
+    parameters_by_kind,
+    run_mixer_stack,
+)
 from acn_kernels.hooks import has_hooks
+from acn_kernels.kept import StackedParameters
 from acn_kernels.norm_spec import NormSpec
 from acn_kernels.validation import under_autocast
 
@@ -37,14 +48,20 @@ def whole_stack_of(
     layers = list(stack)[:depth]
     if not layers:
         return "there is no layer"
-    family = next((f for f in _FAMILIES if f.takes(layers[0])), None)
-    if family is None:
+    kind = next((kind for kind in _KINDS if kind.takes(layers[0])), None)
+    if kind is None:
         return f"{type(layers[0]).__name__} is of no kind that runs as a whole stack"
     choice = choose(stack.backend, x)
-    if choice.backend not in family.backends:
+    if choice.backend not in kind.backends:
         return f"{choice.backend} runs layer by layer: {choice.reason}"
-    obstacle = _obstacle_in_stack(stack, x, plain_call)
-    return obstacle or family.of(layers, x, choice.backend)
+    obstacle = _obstacle_in_stack(stack, x, plain_call) or kind.obstacle_to(x, choice.backend)
+    if obstacle:
+        return obstacle
+    made = stack.kept_layers.of(layers, kind.of)
+    if isinstance(made, str):
+        return made
+    run = functools.partial(made.run, choice.backend)
+    return made.obstacle(x) or WholeStack(kind.operation, choice.backend, run)
 
 
 def _obstacle_in_stack(stack: FusedACNStack, x: Tensor, plain_call: bool) -> str | None:
@@ -67,31 +84,40 @@ def _obstacle_in_stack(stack: FusedACNStack, x: Tensor, plain_call: bool) -> str
     return None
 
 
-class _LinearFamily:
+class LinearLayers:
     """``nn.Sequential(nn.Linear(D, D), activation)`` throughout."""
 
+    operation = "linear_stack"
     backends = ("triton", "native")
+
+    def __init__(self, weights: list[Tensor], biases: list[Tensor], activation: str) -> None:
+        self._weights, self._biases, self._activation = weights, biases, activation
+        self._stacked = StackedParameters([weights, biases] if biases else [weights])
 
     @staticmethod
     def takes(layer: nn.Module) -> bool:
-        # Indexing a Sequential costs a microsecond, and this is asked of every layer at every call.
+        # Indexing a Sequential costs a microsecond.
         modules = tuple(layer._modules.values()) if type(layer) is nn.Sequential else ()
         return len(modules) == 2 and type(modules[0]) is nn.Linear
 
     @staticmethod
-    def of(layers: Sequence[nn.Module], x: Tensor, backend: str) -> WholeStack | str:
+    def obstacle_to(x: Tensor, backend: str) -> str | None:
+        """Why no such layers run on inputs like x, whatever they are."""
         recorded = torch.is_grad_enabled()  # as good as certain with layers that have weights
-        obstacle = functional.obstacle_to_linear_stack(backend, x, recorded)
-        if obstacle:
-            return obstacle
+        return functional.obstacle_to_linear_stack(backend, x, recorded)
+
+    @classmethod
+    def of(cls, layers: Sequence[nn.Module]) -> LinearLayers | str:
+        """What ``layers`` are, or in words why they are not that."""
         first, activate = layers[0]
         activation = _activation_name(activate)
         if activation is None:
             return f"{type(activate).__name__} is no activation that the operation knows"
-        shape, biased = (x.shape[-1], x.shape[-1]), first.bias is not None
+        width, biased = first.weight.shape[-1], first.bias is not None
+        place = first.weight.dtype, first.weight.device
         weights, biases = [], []
         for i, layer in enumerate(layers):
-            if not _LinearFamily.takes(layer):
+            if not cls.takes(layer):
                 return f"layers[{i}] differs from layers[0]"
             linear, activate = layer._modules.values()
             if _activation_name(activate) != activation:
@@ -99,46 +125,82 @@ class _LinearFamily:
             weight, bias = linear.weight, linear.bias
             if type(weight) not in (nn.Parameter, Tensor):
                 return f"layers[{i}] has a {type(weight).__name__} for its weight"
-            if weight.shape != shape:
+            if weight.shape != (width, width):
                 return f"layers[{i}] has a weight {tuple(weight.shape)}"
             if (bias is not None) != biased:
                 return f"layers[{i}] differs from layers[0] in its bias"
-            if weight.dtype != x.dtype:
-                return f"layers[{i}] is {weight.dtype}, the input {x.dtype}"
-            if has_hooks(layer) or has_hooks(linear) or has_hooks(activate):
+            parameters = (weight, bias) if biased else (weight,)
+            if any((parameter.dtype, parameter.device) != place for parameter in parameters):
+                return f"layers[{i}] differs from layers[0] in a dtype or a device"
+            modules = (layer, linear, activate)
+            if any(map(has_hooks, modules)):
                 return f"layers[{i}] has hooks"
+            if any("forward" in vars(module) for module in modules):
+                return f"layers[{i}] has a forward of its own"
             weights.append(weight)
-            biases.append(bias)
+            if biased:
+                biases.append(bias)
+        return cls(weights, biases, activation)
 
-        def run(x, spec, scales, include_input):
-            bias = biases if biased else None
-            return functional.linear_stack(
-                x, weights, bias, activation, spec, scales, include_input, backend=backend
-            )
+    def obstacle(self, x: Tensor) -> str | None:
+        """Why these layers do not run on inputs like x; None where they do."""
+        weight = self._weights[0]
+        if weight.shape[-1] != x.shape[-1]:
+            return f"layers[0] has a weight {tuple(weight.shape)}, the input {x.shape[-1]} columns"
+        if weight.dtype != x.dtype:
+            return f"layers[0] is {weight.dtype}, the input {x.dtype}"
+        return None
 
-        return WholeStack("linear_stack", backend, run)
+    def run(self, backend: str, x: Tensor, spec, scales, include_input: bool) -> Tensor:
+        check_sum(x, len(self._weights), spec, scales)
+        weight, bias, recorded = self._weights, self._biases, False
+        if backend == "triton":
+            recorded = is_recorded(spec, x, scales, *weight, *bias)
+            weight, *biases = self._stacked.tensors(recorded)
+            bias = biases[0] if biases else None
+        return run_linear_stack(
+            x, weight, bias, self._activation, spec, scales, include_input, x.dtype, backend,
+            recorded,
+        )  # fmt: skip
 
 
-class _MixerFamily:
+class MixerLayers:
     """``acn_kernels.blocks.MixerBlock`` throughout, in either form."""
 
+    operation = "mixer_stack"
     backends = ("triton",)
     takes = staticmethod(functional.is_mixer_block)
 
+    def __init__(self, blocks: Sequence[nn.Module]) -> None:
+        self._first, self._depth = blocks[0], len(blocks)
+        self._stacked = StackedParameters(parameters_by_kind(blocks))
+
     @staticmethod
-    def of(layers: Sequence[nn.Module], x: Tensor, backend: str) -> WholeStack | str:
-        obstacle = functional.obstacle_to_mixer_stack(layers, x)
-        if obstacle:
-            return obstacle
+    def obstacle_to(x: Tensor, backend: str) -> str | None:
+        """Why no such layers run on inputs like x, whatever they are."""
+        return None  # a block says more of it
 
-        def run(x, spec, scales, include_input):
-            parameters = functional.MixerParameters.of(layers)
-            return functional.mixer_stack(x, parameters, spec, scales, include_input)
+    @classmethod
+    def of(cls, layers: Sequence[nn.Module]) -> MixerLayers | str:
+        """What ``layers`` are, or in words why they are not that."""
+        return obstacle_to_mixer_blocks(layers) or cls(layers)
 
-        return WholeStack("mixer_stack", backend, run)
+    def obstacle(self, x: Tensor) -> str | None:
+        """Why these layers do not run on inputs like x; None where they do."""
+        return obstacle_to_input_of(self._first, x)
+
+    def parameters(self, recorded: bool) -> MixerParameters:
+        """Those of all layers, for an operation that is ``recorded`` or not."""
+        return MixerParameters(*self._stacked.tensors(recorded), eps=self._first.norm1.eps)
+
+    def run(self, backend: str, x: Tensor, spec, scales, include_input: bool) -> Tensor:
+        check_sum(x, self._depth, spec, scales)
+        recorded = is_recorded(spec, x, scales, *self._stacked.parameters)
+        parameters = self.parameters(recorded)
+        return run_mixer_stack(x, parameters, spec, scales, include_input, recorded)
 
 
-_FAMILIES = (_LinearFamily, _MixerFamily)
+_KINDS = (LinearLayers, MixerLayers)
 
 
 def _activation_name(module: nn.Module) -> str | None:

@@ -14,6 +14,7 @@ from acn_kernels import NormSpec, dispatch, functional, reference
 from acn_kernels.blocks import MixerBlock
 from acn_kernels.functional import MixerParameters
 from acn_kernels.inference import EarlyExit, early_exit, entropy
+from acn_kernels.inference.mixer_exit import MixerExit
 from acn_kernels.models import create
 
 triton_runs, why_not = dispatch.availability()["triton"]
@@ -232,9 +233,9 @@ def test_early_exit_takes_the_kernel_by_itself(closing, scales, monkeypatch):
 
 
 def obstacle(network, dtype=torch.float32):
-    tokens, width = network.config.tokens, network.config.width
-    x = torch.randn(2, tokens, width, device=DEVICE, dtype=dtype)
-    return early_exit.obstacle_to_mixer_exit(network, x)
+    images = torch.randn(2, 1, 8, 8, device=DEVICE, dtype=dtype)
+    made = MixerExit.of([network])
+    return made if isinstance(made, str) else made.obstacle(images)
 
 
 def test_what_keeps_early_exit_from_the_kernel():

@@ -9,10 +9,10 @@ import torch
 from tolerances import assert_close
 from torch import nn
 
+from acn_kernels import repeated
 from acn_kernels.alpha_schedule import AlphaSchedule
 from acn_kernels.analysis import GradientHistory
 from acn_kernels.models import create
-from acn_kernels.training import repeated
 from acn_kernels.training.digits import Split
 from acn_kernels.training.schedules import DepthSchedule
 from acn_kernels.training.trainer import Recipe, Trainer
@@ -115,6 +115,16 @@ def test_what_cannot_be_recorded_runs_as_it_is(monkeypatch):
     inputs = torch.ones(2), torch.ones(2)
     assert [steps("key", *inputs).item() for _ in range(6)] == [2.0] * 6
     assert steps.obstacle == "operation not permitted when stream is capturing"
+
+
+def test_replays_count_as_changes_of_the_weights(recordings):
+    weight = nn.Parameter(torch.zeros(2))
+    steps = repeated.Repeated(lambda images: images.sum(), [weight])
+    versions = []
+    for _ in range(6):
+        steps("key", torch.ones(2))
+        versions.append(weight._version)
+    assert versions == [0, 0, 0, 1, 2, 3]  # this step itself changes nothing that is counted
 
 
 def test_resumed_training_goes_on_with_its_learning_rate(recordings):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from acn_kernels.norm_spec import NormSpec
+from acn_kernels.scales import check_scales
 from acn_kernels.validation import under_autocast
 
 
@@ -46,6 +48,14 @@ def check_norm(x: Tensor, spec: NormSpec) -> None:
             raise ValueError(f"spec.{name} is on {parameter.device}, x on {x.device}")
 
 
+def check_sum(x: Tensor, layers: int, spec: NormSpec | None, scales: Tensor | None) -> None:
+    """What closes a stack of ``layers``: the scales of its terms, and the norm of their sum."""
+    if scales is not None:
+        check_scales(scales, layers + 1)
+    if spec is not None:
+        check_norm(x, spec)
+
+
 def check_like_first(i: int, x: Tensor, first: Tensor) -> None:
     if x.shape != first.shape:
         raise ValueError(
@@ -59,3 +69,11 @@ def check_like_first(i: int, x: Tensor, first: Tensor) -> None:
             f"terms[{i}] has dtype {x.dtype}, terms[0] has {first.dtype}; "
             "the terms of one sum have one dtype, except under autocast"
         )
+
+
+def is_recorded(spec: NormSpec | None, *inputs: Tensor | None) -> bool:
+    """Whether autograd records an operation on ``inputs``, closed by the norm."""
+    if not torch.is_grad_enabled():
+        return False
+    affine = () if spec is None else spec[1:3]
+    return any(x is not None and x.requires_grad for x in (*inputs, *affine))

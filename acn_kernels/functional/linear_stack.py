@@ -9,11 +9,10 @@ from torch import Tensor
 
 from acn_kernels import dispatch
 from acn_kernels.autograd.linear_stack import LinearStack
-from acn_kernels.functional.checks import check_input, check_norm
+from acn_kernels.functional.checks import check_input, check_sum, is_recorded
 from acn_kernels.norm_spec import NormSpec
 from acn_kernels.ops import compiled
 from acn_kernels.reference import ACTIVATIONS
-from acn_kernels.scales import check_scales
 
 BACKENDS = ("triton", "native")
 MIN_STACK_WIDTH = 16  # the least that a matrix instruction takes
@@ -78,25 +77,32 @@ def linear_stack(
     if activation not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
         raise ValueError(f"activation is {activation!r}; it takes one of {known}")
-    if scales is not None:
-        check_scales(scales, len(weight) + 1)
-    if spec is not None:
-        check_norm(x, spec)
+    check_sum(x, len(weight), spec, scales)
+    recorded = is_recorded(spec, x, scales, *_parts(weight), *_parts(bias))
+    backend = _path(backend, x, recorded)
+    if backend == "triton":
+        weight, bias = _stacked(weight), None if bias is None else _stacked(bias)
+    return run_linear_stack(
+        x, weight, bias, activation, spec, scales, include_input, out_dtype or x.dtype, backend,
+        recorded,
+    )  # fmt: skip
+
+
+def run_linear_stack(
+    x, weight, bias, activation, spec, scales, include_input, out_dtype, backend, recorded
+) -> Tensor:
+    """:func:`linear_stack` with arguments that are known to go together, on a path that runs.
+
+    ``weight`` and ``bias`` are stacked for Triton, layer by layer for the native path.
+    """
     kind, norm_weight, norm_bias = ("none", None, None) if spec is None else spec[:3]
     eps = 0.0 if spec is None else spec.eps_for(x.dtype)
     options = (eps, kind, activation, include_input)
-    out_dtype = out_dtype or x.dtype
-    recorded = torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad
-        for t in (x, *_parts(weight), *_parts(bias), scales, norm_weight, norm_bias)
-    )
-    backend = _path(backend, x, recorded)
     if backend == "native":
         weights, biases = list(weight), [] if bias is None else list(bias)
         return compiled(backend).linear_layers(
             x, weights, biases, scales, norm_weight, norm_bias, *options, out_dtype
         )
-    weight, bias = _stacked(weight), None if bias is None else _stacked(bias)
     inputs = (x, weight, bias, scales, norm_weight, norm_bias)
     if recorded:
         return LinearStack.apply(*inputs, *options, out_dtype)[0]

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from acn_kernels.autograd.mixer_stack import BACKEND
-from acn_kernels.functional.mixer_stack import MixerParameters, checked
+from acn_kernels.functional.checks import check_sum
+from acn_kernels.functional.mixer_stack import MixerParameters, check_parameters, operands
 from acn_kernels.norm_spec import NormSpec
 from acn_kernels.ops import compiled
 
@@ -58,7 +59,9 @@ def mixer_exit(
         TypeError, ValueError: an argument is of another kind, shape, dtype or device.
         RuntimeError: Triton cannot run here, or not on inputs like x.
     """
-    (x, *rest), options = checked(x, parameters, spec, scales, include_input)
+    check_parameters(x, parameters)
+    check_sum(x, len(parameters.norm1_weight), spec, scales)
+    (x, *rest), options = operands(x, parameters, spec, scales, include_input)
     if x.dim() != 3:
         raise ValueError(f"x has shape {tuple(x.shape)}; it takes [B, T, D]")
     if pooling not in POOLINGS:

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from acn_kernels import dispatch
 from acn_kernels.autograd.mixer_stack import BACKEND, MixerStack
-from acn_kernels.functional.checks import check_input, check_norm
+from acn_kernels.functional.checks import check_input, check_sum, is_recorded
 from acn_kernels.hooks import has_hooks
 from acn_kernels.norm_spec import NormSpec
 from acn_kernels.ops import compiled
-from acn_kernels.scales import check_scales
 from acn_kernels.validation import under_autocast
 
 # The parts of a MixerBlock that have parameters, in the order in which a layer applies them.
@@ -61,18 +60,21 @@ class MixerParameters(NamedTuple):
         obstacle = obstacle_to_mixer_blocks(blocks)
         if obstacle:
             raise ValueError(f"blocks do not make one Mixer stack: {obstacle}")
-        parts = _PARTS if blocks[0].closing is not None else _PARTS[:_WITHOUT_CLOSING]
-        stacked = [
-            torch.stack([getattr(block.get_submodule(part), name) for block in blocks])
-            for part in parts
-            for name in ("weight", "bias")
-        ]
-        return cls(*stacked, eps=blocks[0].norm1.eps)
+        return cls(*map(torch.stack, parameters_by_kind(blocks)), eps=blocks[0].norm1.eps)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """The parameters that there are: 12, or 16 with the closing step."""
         return tuple(self[:16] if self.closing_weight is not None else self[:12])
+
+
+def parameters_by_kind(blocks: Sequence[nn.Module]) -> list[list[Tensor]]:
+    """For each field of MixerParameters that there is, the parameters of all ``blocks``."""
+    return [
+        [getattr(block.get_submodule(part), name) for block in blocks]
+        for part in _parts_of(blocks[0])
+        for name in ("weight", "bias")
+    ]
 
 
 def obstacle_to_mixer_blocks(blocks: Sequence[nn.Module]) -> str | None:
@@ -91,11 +93,14 @@ def obstacle_to_mixer_blocks(blocks: Sequence[nn.Module]) -> str | None:
 
 def obstacle_to_mixer_stack(blocks: Sequence[nn.Module], x: Tensor) -> str | None:
     """Why :func:`mixer_stack` cannot run ``blocks`` on inputs like x; None where it can."""
-    obstacle = obstacle_to_mixer_blocks(blocks)
-    if obstacle:
-        return obstacle
-    weight = blocks[0].channel_mlp.fc1.weight
-    tokens, width = blocks[0].token_mlp.fc1.in_features, weight.shape[1]
+    return obstacle_to_mixer_blocks(blocks) or obstacle_to_input_of(blocks[0], x)
+
+
+def obstacle_to_input_of(block: nn.Module, x: Tensor) -> str | None:
+    """Why :func:`mixer_stack` cannot run on inputs like x for blocks like this; None where it
+    can."""
+    weight = block.channel_mlp.fc1.weight
+    tokens, width = block.token_mlp.fc1.in_features, weight.shape[1]
     if under_autocast(x):
         return "autocast is on, and rounds between the layers' own operations"
     if x.dim() < 2 or x.shape[-2:] != (tokens, width):
@@ -136,17 +141,22 @@ def mixer_stack(
         TypeError, ValueError: an argument is of another kind, shape, dtype or device.
         RuntimeError: Triton cannot run here, or not on inputs like x.
     """
-    inputs, options = checked(x, parameters, spec, scales, include_input)
-    recorded = torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in (*inputs, *parameters.tensors)
-    )
+    check_parameters(x, parameters)
+    check_sum(x, len(parameters.norm1_weight), spec, scales)
+    recorded = is_recorded(spec, x, scales, *parameters.tensors)
+    return run_mixer_stack(x, parameters, spec, scales, include_input, recorded)
+
+
+def run_mixer_stack(x, parameters, spec, scales, include_input, recorded) -> Tensor:
+    """:func:`mixer_stack` with arguments that are known to go together."""
+    inputs, options = operands(x, parameters, spec, scales, include_input)
     if recorded:
         return MixerStack.apply(*inputs, *options, *parameters.tensors)[0]
     x, *rest = inputs
     return compiled(BACKEND).mixer_stack(x, parameters.tensors, *rest, *options, False)[0]
 
 
-def checked(
+def operands(
     x: Tensor,
     parameters: MixerParameters,
     spec: NormSpec | None,
@@ -155,15 +165,6 @@ def checked(
 ) -> tuple[tuple, tuple]:
     """((x, scales, norm weight, norm bias), (layers' eps, norm's eps, kind, include_input)): the
     arguments as the operators take them."""
-    check_input("x", x)
-    _check_parameters(x, parameters)
-    if scales is not None:
-        check_scales(scales, len(parameters.norm1_weight) + 1)
-    if spec is not None:
-        check_norm(x, spec)
-    obstacle = _obstacle_to_samples(x)
-    if obstacle:
-        raise RuntimeError(f"the Mixer kernels cannot run: {obstacle}")
     kind, weight, bias = ("none", None, None) if spec is None else spec[:3]
     eps = 0.0 if spec is None else spec.eps_for(x.dtype)
     return (x, scales, weight, bias), (parameters.eps, eps, kind, include_input)
@@ -194,7 +195,7 @@ def _obstacles_in(block: nn.Module) -> Iterator[str]:
             yield f"has hooks on {label}"
         if "forward" in vars(module):
             yield f"has a forward of its own on {label}"
-    for part in _PARTS if block.closing is not None else _PARTS[:_WITHOUT_CLOSING]:
+    for part in _parts_of(block):
         module = block.get_submodule(part)
         expected = nn.LayerNorm if part.startswith("norm") else nn.Linear
         if type(module) is not expected:
@@ -208,6 +209,10 @@ def _obstacles_in(block: nn.Module) -> Iterator[str]:
             yield f"has {mlp.act} between its Linear layers, not the exact GELU"
 
 
+def _parts_of(block: nn.Module) -> tuple[str, ...]:
+    return _PARTS if block.closing is not None else _PARTS[:_WITHOUT_CLOSING]
+
+
 def _form(block: nn.Module) -> tuple:
     """What all blocks of one stack share."""
     norms = [part for part in block.children() if isinstance(part, nn.LayerNorm)]
@@ -217,7 +222,9 @@ def _form(block: nn.Module) -> tuple:
     )
 
 
-def _check_parameters(x: Tensor, parameters: MixerParameters) -> None:
+def check_parameters(x: Tensor, parameters: MixerParameters) -> None:
+    """Raises where x, or the parameters for it, are none that :func:`mixer_stack` takes."""
+    check_input("x", x)
     if not isinstance(parameters, MixerParameters):
         raise TypeError(f"parameters is a {type(parameters).__name__}; it takes MixerParameters")
     if x.dim() < 2:
@@ -252,3 +259,6 @@ def _check_parameters(x: Tensor, parameters: MixerParameters) -> None:
             raise TypeError(f"parameters.{name} has dtype {tensor.dtype}, x has {x.dtype}")
         if tensor.device != x.device:
             raise ValueError(f"parameters.{name} is on {tensor.device}, x on {x.device}")
+    obstacle = _obstacle_to_samples(x)
+    if obstacle:
+        raise RuntimeError(f"the Mixer kernels cannot run: {obstacle}")

@@ -8,10 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from acn_kernels import functional
 from acn_kernels.functional import compact
 from acn_kernels.functional import entropy as entropy
-from acn_kernels.hooks import is_plain_linear
 from acn_kernels.inference.batch import ImageBatch, TextBatch, batch_of
 from acn_kernels.inference.criteria import check_criterion, check_exits
 from acn_kernels.inference.decision import decide
@@ -22,10 +20,10 @@ from acn_kernels.inference.engine_model import (
     obstacle_to_engine_of,
 )
 from acn_kernels.inference.engine_text import is_bert
+from acn_kernels.inference.mixer_exit import MixerExit
+from acn_kernels.kept import KeptAnswer
 from acn_kernels.models import Mixer
-from acn_kernels.norm_spec import NormSpec
 from acn_kernels.sharding import is_fsdp, refuse_exits_when_sharded
-from acn_kernels.stack import FusedACNStack
 
 
 class ExitResult(NamedTuple):
@@ -45,30 +43,6 @@ def first_exit(certainty: Tensor, exits: Sequence[int], threshold: float) -> Ten
     return depth
 
 
-def obstacle_to_mixer_exit(model: nn.Module, x: Tensor) -> str | None:
-    """Why early exit of ``model`` at x_0 = x [B, T, D] cannot happen inside one kernel; None where
-    it can and, with backend "auto", where it is the faster way."""
-    stack, head = model.blocks, getattr(model, "head", None)
-    if type(model) is not Mixer or type(stack) is not FusedACNStack:
-        return f"the model is a {type(model).__name__} with a {type(stack).__name__}, no Mixer"
-    if not is_plain_linear(head):
-        return "the head is no plain Linear layer"
-    if model.training:
-        return "the model is in training mode"
-    if stack.alpha != 1 or stack.rows is not None or stack.granularity != "block":
-        return "alpha is not 1, or rows or a granularity is set"
-    if stack.norm is not None and NormSpec.of(stack.norm) is None:
-        return f"the final norm is {stack.norm}, or has hooks"
-    if head.weight.dtype != x.dtype:
-        return f"the head is {head.weight.dtype}, its input {x.dtype}"
-    if stack.backend != "triton":
-        if stack.backend != "auto" or not x.is_cuda:
-            return f"backend is {stack.backend!r} on {x.device.type}"
-        if x.dtype == torch.float32:
-            return "fp32 products are faster in PyTorch's own kernels"
-    return functional.obstacle_to_mixer_stack(stack, x)
-
-
 class EarlyExit(nn.Module):
     """Inference that stops each sample at the first exit where the shared head is sure of it.
 
@@ -82,7 +56,8 @@ class EarlyExit(nn.Module):
 
     Before that, a Mixer in half precision on a GPU does all of it in one kernel, in which each
     sample stops at its own depth (:func:`acn_kernels.functional.mixer_exit`); so does any Mixer
-    that the Triton path can take and whose ``blocks.backend`` is "triton".
+    that the Triton path can take and whose ``blocks.backend`` is "triton". Batches of up to 64
+    images are recorded as CUDA graphs when their size comes again, and replayed.
 
     Args:
         model: a classifier of :mod:`acn_kernels.models`, of images or (ACN BERT) of texts.
@@ -113,7 +88,7 @@ class EarlyExit(nn.Module):
         self.model = model
         self.threshold = threshold
         self.criterion = criterion
-        self._exit_mask: Tensor | None = None  # for the kernel
+        self._kept = KeptAnswer()
         self._live: LiveEngine | None = None
 
     def __getstate__(self) -> dict:
@@ -134,26 +109,25 @@ class EarlyExit(nn.Module):
         batch = batch_of(self.model, *inputs, **named)
         if is_fsdp(self.model):
             return self._in_step(batch)
-        if self._kernel_is_better(batch):
-            return self._inside_kernel(batch.for_layers()[0])
+        inside = self._mixer_exit(batch)
+        if inside is not None:
+            return ExitResult(*inside(batch.tensors[0], self.exits, self.threshold))
         engine = self._engine(batch)
         if engine is not None:
             inputs = batch.for_engine()
             return ExitResult(*engine.decided(inputs, self.exits, self.threshold, self.criterion))
-        x, options = batch.for_layers()
-        if self.criterion == "entropy" and obstacle_to_mixer_exit(self.model, x) is None:
-            return self._inside_kernel(x)
-        return self._by_segments(x, options)
+        return self._by_segments(*batch.for_layers())
 
-    def _kernel_is_better(self, batch: ImageBatch | TextBatch) -> bool:
-        """Whether a Mixer on a GPU runs in one kernel, in which no sample waits for another."""
+    def _mixer_exit(self, batch: ImageBatch | TextBatch) -> MixerExit | None:
+        """The way through one kernel, where no sample waits for another; None where there is none
+        for this call, or a better one."""
+        if type(self.model) is not Mixer or self.criterion != "entropy":
+            return None
         images = batch.tensors[0]
-        if not images.is_cuda or self.criterion != "entropy" or type(self.model) is not Mixer:
-            return False
-        config = self.model.config
-        tokens = (config.image_size // config.patch_size) ** 2
-        embedded = images.new_empty(len(images), tokens, config.width)  # its shape is what counts
-        return obstacle_to_mixer_exit(self.model, embedded) is None
+        if not images.is_cuda and self.model.blocks.backend != "triton":
+            return None
+        made = self._kept.of([self.model], MixerExit.of)
+        return None if isinstance(made, str) or made.obstacle(images) else made
 
     def _in_step(self, batch: ImageBatch | TextBatch) -> ExitResult:
         """Every process runs every layer: FSDP's would wait for one whose samples have all left."""
@@ -171,23 +145,6 @@ class EarlyExit(nn.Module):
             if obstacle_to_engine_of(self.model) is None:
                 self._live = LiveEngine(self.model)
         return None if self._live is None else self._live.engine
-
-    def _inside_kernel(self, x: Tensor) -> ExitResult:
-        stack, head, scales = self.model.blocks, self.model.head, self.model.blocks.scales
-        if scales is not None and not stack.include_input:
-            scales = torch.cat([scales.new_zeros(1), scales])  # the kernel does not read it
-        logits, depth, _ = functional.mixer_exit(
-            x, functional.MixerParameters.of(stack), self._exits_on(x.device), self.threshold,
-            head.weight, head.bias, NormSpec.of(stack.norm), scales, stack.include_input,
-        )  # fmt: skip
-        return ExitResult(logits, depth)
-
-    def _exits_on(self, device: torch.device) -> Tensor:
-        # Kept from call to call: building it anew copies from the host, and waits for the device.
-        if self._exit_mask is None or self._exit_mask.device != device:
-            mask = [int(k in self.exits) for k in range(len(self.model.blocks) + 1)]
-            self._exit_mask = torch.tensor(mask, dtype=torch.int32, device=device)
-        return self._exit_mask
 
     def _by_segments(self, x: Tensor, options: dict[str, Tensor]) -> ExitResult:
         stack, y, start = self.model.blocks, None, 0

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from operator import is_
-
-import torch
 from torch import Tensor, nn
 
 from acn_kernels import _extension
-from acn_kernels.hooks import hooks_of
+from acn_kernels.composition import Composition
 from acn_kernels.inference.engine import Engine
 from acn_kernels.inference.engine_image import obstacle_in_image_options, obstacle_in_images
 from acn_kernels.inference.engine_modules import DTYPES, obstacle_on
 from acn_kernels.inference.engine_text import is_bert, obstacle_in_text_options, obstacle_in_texts
+from acn_kernels.kept import calls_are_plain
 from acn_kernels.models import Mixer, ViT
 from acn_kernels.validation import under_autocast
 
@@ -38,34 +35,15 @@ class LiveEngine:
     def __init__(self, model: nn.Module) -> None:
         """Raises ValueError where the engine does not run the model."""
         self.engine = Engine.from_model(model)
-        self._model, self._alpha = model, model.blocks.alpha
-        # In columns, which C walks through at every call faster than a loop would.
-        self._owners, self._names, self._held = zip(*_held_by(model), strict=True)
-        tensors = [x for x in self._held if isinstance(x, Tensor)]
-        self._places = _extension.module().Places(tensors)
-        modules = [model, *(x for x in self._held if isinstance(x, nn.Module))]
-        self._hooks = [hooks for module in modules for hooks in hooks_of(module)]
+        self._model, self._composition = model, Composition([model])
 
     def is_current(self) -> bool:
         """Whether the model is what the engine was made of, values of tensors aside: those the
         engine follows by itself."""
         return (
-            all(map(is_, map(dict.get, self._owners, self._names), self._held))
-            and self._places.hold()
-            and not any(self._hooks)
-            and self._model.blocks.alpha == self._alpha
+            self._composition.is_that_of([self._model])
             and _obstacle_in_options(self._model) is None
         )
-
-
-def _held_by(module: nn.Module) -> Iterator[tuple[dict, str, object]]:
-    """Everything in the module, as (owner, name, what): children, parameters and buffers."""
-    for owner in (module._parameters, module._buffers, module._modules):
-        for name, x in owner.items():
-            if x is not None:
-                yield owner, name, x
-            if isinstance(x, nn.Module):
-                yield from _held_by(x)
 
 
 def obstacle_to_engine(model: nn.Module, *inputs: Tensor) -> str | None:
@@ -77,8 +55,8 @@ def obstacle_to_engine(model: nn.Module, *inputs: Tensor) -> str | None:
         return f"backend is {model.blocks.backend!r}"
     if is_bert(model) and model.training:
         return "the model is in training mode, where it drops out"
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
-        return "the operations are being traced or watched"
+    if not calls_are_plain():
+        return "the operations are being traced, watched or transformed"
     weight = next(model.parameters())
     if under_autocast(weight):
         return "autocast is on"

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from acn_kernels.alpha_schedule import AlphaSchedule
 from acn_kernels.convert import anneal
 from acn_kernels.models import ImageClassifier
+from acn_kernels.repeated import Repeated
 from acn_kernels.stack import FusedACNStack
 from acn_kernels.training.digits import Split
 from acn_kernels.training.losses import Loss, Step, final_loss
-from acn_kernels.training.repeated import Repeated
 from acn_kernels.training.schedules import (
     BottomUpAlpha,
     DepthSchedule,
@@ -49,7 +49,7 @@ class Trainer:
         depth: how many of the layers take part in each step.
         freeze: how many of the lowest ones, with the stem, no longer learn.
         after_backward: called between the backward pass and the optimiser's step.
-        replay: on CUDA, replays steps that repeat (:mod:`acn_kernels.training.repeated`). ``loss``
+        replay: on CUDA, replays steps that repeat (:mod:`acn_kernels.repeated`). ``loss``
             must then not depend on the step; what ``after_backward`` keeps, it must keep in
             tensors that it changes in place.
 
@@ -82,7 +82,7 @@ class Trainer:
         parameters = list(model.parameters())
         if isinstance(loss, nn.Module):
             parameters += loss.to(parameters[0].device).parameters()
-        self._repeated = Repeated(self._update) if replay else None
+        self._repeated = Repeated(self._update, parameters) if replay else None
         # A recorded step reads its learning rate from a tensor.
         self._rate = torch.tensor(recipe.lr, device=parameters[0].device) if replay else recipe.lr
         self.optimizer = torch.optim.AdamW(

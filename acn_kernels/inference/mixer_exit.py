@@ -1,0 +1,98 @@
+"""Early exit of a Mixer inside one kernel; small batches are replayed from CUDA graphs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from acn_kernels import functional
+from acn_kernels.hooks import is_plain_linear
+from acn_kernels.kept import can_be_kept, stream_of
+from acn_kernels.models import Mixer
+from acn_kernels.norm_spec import NormSpec
+from acn_kernels.repeated import Repeated
+from acn_kernels.stack import FusedACNStack
+from acn_kernels.whole_stack import MixerLayers
+
+_SMALL = 64  # images, of which a batch takes longer to launch than to run
+
+
+class MixerExit:
+    """Early exit of ``model`` inside one kernel, as long as it is made of the same."""
+
+    def __init__(self, model: Mixer, layers: MixerLayers) -> None:
+        self._model, self._layers = model, layers
+        self._setting: tuple | None = None
+
+    @classmethod
+    def of(cls, models: Sequence[nn.Module]) -> MixerExit | str:
+        """That of the one model, or in words why it has none."""
+        (model,) = models
+        stack, head = model.blocks, getattr(model, "head", None)
+        if type(model) is not Mixer or type(stack) is not FusedACNStack:
+            return f"the model is a {type(model).__name__} with a {type(stack).__name__}, no Mixer"
+        if not is_plain_linear(head):
+            return "the head is no plain Linear layer"
+        if stack.alpha != 1 or stack.rows is not None or stack.granularity != "block":
+            return "alpha is not 1, or rows or a granularity is set"
+        if stack.norm is not None and NormSpec.of(stack.norm) is None:
+            return f"the final norm is {stack.norm}, or has hooks"
+        layers = MixerLayers.of(list(stack))
+        return layers if isinstance(layers, str) else cls(model, layers)
+
+    def obstacle(self, images: Tensor) -> str | None:
+        """Why the kernel does not run for these images; None where it does and, with backend
+        "auto", is the faster way."""
+        config, head, backend = self._model.config, self._model.head, self._model.blocks.backend
+        if self._model.training:
+            return "the model is in training mode"
+        if head.weight.dtype != images.dtype:
+            return f"the head is {head.weight.dtype}, its input {images.dtype}"
+        if backend != "triton":
+            if backend != "auto" or not images.is_cuda:
+                return f"backend is {backend!r} on {images.device.type}"
+            if images.dtype == torch.float32:
+                return "fp32 products are faster in PyTorch's own kernels"
+        # Of what the stem makes of the images, only the kind counts.
+        return self._layers.obstacle(images.new_empty(0, config.tokens, config.width))
+
+    def __call__(
+        self, images: Tensor, exits: tuple[int, ...], threshold: float
+    ) -> tuple[Tensor, Tensor]:
+        """Logits [B, classes] and depth [B] of images [B, channels, size, size]."""
+        setting = exits, threshold, images.device
+        if setting != self._setting:
+            # On the device once: building it anew copies from the host, and waits for the device.
+            mask = [int(k in exits) for k in range(len(self._model.blocks) + 1)]
+            mask = torch.tensor(mask, dtype=torch.int32, device=images.device)
+            self._step = functools.partial(_decided, self._model, self._layers, mask, threshold)
+            self._repeated, self._setting = Repeated(self._step), setting
+        batch = len(images)
+        if not 0 < batch <= _SMALL or not _replays(images):
+            return self._step(images)
+        size = 1 << (batch - 1).bit_length()  # seven sizes are all that is ever recorded
+        if size != batch:
+            images = F.pad(images, (0, 0) * 3 + (0, size - batch))
+        logits, depth = self._repeated(stream_of(images), images)
+        return logits[:batch], depth[:batch]
+
+
+def _replays(images: Tensor) -> bool:
+    return images.is_cuda and can_be_kept(images)
+
+
+def _decided(
+    model: Mixer, layers: MixerLayers, exits: Tensor, threshold: float, images: Tensor
+) -> tuple[Tensor, Tensor]:
+    stack, head, scales = model.blocks, model.head, model.blocks.scales
+    if scales is not None and not stack.include_input:
+        scales = torch.cat([scales.new_zeros(1), scales])  # the kernel does not read it
+    logits, depth, _ = functional.mixer_exit(
+        model.embed(images), layers.parameters(recorded=False), exits, threshold,
+        head.weight, head.bias, NormSpec.of(stack.norm), scales, stack.include_input,
+    )  # fmt: skip
+    return logits, depth
