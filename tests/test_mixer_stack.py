@@ -105,12 +105,22 @@ def test_every_form(closing, scaled, include_input):
 @pytest.mark.parametrize("closing", [False, True], ids=["plain", "closing"])
 @pytest.mark.parametrize(
     ("tokens", "width", "hidden"),
-    [(5, 20, (7, 33)), (49, 48, (30, 100)), (1, 16, (1, 1)), (64, 17, (65, 18)), (9, 200, (5, 9))],
+    [(5, 20, (7, 33)), (49, 48, (30, 100)), (1, 16, (1, 1)), (64, 17, (65, 18)), (9, 120, (5, 99))],
 )
 def test_every_size(tokens, width, hidden, closing):
     # A single token with a single hidden unit hardly varies, and a norm then divides by little.
     roundings = 100 if tokens == 1 else 15
     check_stack(2, (2,), tokens, width, hidden, closing, scaled=True, roundings=roundings)
+
+
+def test_the_widest():
+    check_stack(2, (2,), 9, 200, (5, 70), scaled=True, roundings=15)
+
+
+def test_a_closing_weight_too_large_for_shared_memory_is_refused():
+    parameters = MixerParameters.of(mixer(2, 9, 200, (5, 9), True, torch.float32))
+    with pytest.raises(RuntimeError, match=r"closing step.s weight, 200 x 200 in torch\.float32"):
+        functional.mixer_stack(torch.zeros(1, 9, 200, device=DEVICE), parameters)
 
 
 @pytest.mark.parametrize("closing", [False, True], ids=["plain", "closing"])

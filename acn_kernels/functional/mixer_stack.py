@@ -110,7 +110,7 @@ def obstacle_to_input_of(block: nn.Module, x: Tensor) -> str | None:
             f"the input is {x.dtype} on {x.device}, the layers are {weight.dtype} on "
             f"{weight.device}"
         )
-    return _obstacle_to_samples(x)
+    return _obstacle_to_samples(x, block.closing is not None)
 
 
 def mixer_stack(
@@ -128,7 +128,7 @@ def mixer_stack(
 
     Args:
         x: x_0, [..., T, D] with T up to 64, D up to 256 and, both rounded up to powers of two,
-            T x D up to 8192; fp16, bf16 or fp32.
+            T x D up to 8192; fp16, bf16 or fp32. With the closing step D up to 128 in fp32.
         parameters: of x's dtype and device.
         spec: the final norm, or None for the bare sum.
         scales: a_0 .. a_L as [L+1], or None for ones.
@@ -170,13 +170,13 @@ def operands(
     return (x, scales, weight, bias), (parameters.eps, eps, kind, include_input)
 
 
-def _obstacle_to_samples(x: Tensor) -> str | None:
+def _obstacle_to_samples(x: Tensor, closing: bool) -> str | None:
     obstacle = dispatch.obstacle_to(BACKEND, x)
     if obstacle:
         return obstacle
     from acn_kernels.kernels.launch import mixer_tile_obstacle
 
-    return mixer_tile_obstacle(*x.shape[-2:])
+    return mixer_tile_obstacle(*x.shape[-2:], x.dtype, closing)
 
 
 def is_mixer_block(block: nn.Module) -> bool:
@@ -259,6 +259,6 @@ def check_parameters(x: Tensor, parameters: MixerParameters) -> None:
             raise TypeError(f"parameters.{name} has dtype {tensor.dtype}, x has {x.dtype}")
         if tensor.device != x.device:
             raise ValueError(f"parameters.{name} is on {tensor.device}, x on {x.device}")
-    obstacle = _obstacle_to_samples(x)
+    obstacle = _obstacle_to_samples(x, parameters.closing_weight is not None)
     if obstacle:
         raise RuntimeError(f"the Mixer kernels cannot run: {obstacle}")

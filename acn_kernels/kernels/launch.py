@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -44,6 +45,9 @@ MAX_SAMPLE_ELEMENTS = 8192
 _SAMPLE_ELEMENTS_PER_WARP = 2048
 _MOST_REGISTERS = 255
 _LEAST_PRODUCT = 16  # sides of a tile in a matrix product
+_MIXER_STAGES = 3  # weights of so many chunks are on their way or in use
+_WEIGHT_BYTES = 96 * 1024  # of shared memory for them: two programs share 228 KB
+_CLOSING_BYTES = 128 * 1024
 
 
 class RowTile(NamedTuple):
@@ -171,6 +175,7 @@ class MixerTile(NamedTuple):
     token_chunk: int
     channel_chunk: int
     warps: int
+    stages: int
 
     def launch_options(self) -> dict[str, int]:
         """The keyword arguments that every launch over this tile passes."""
@@ -180,33 +185,39 @@ class MixerTile(NamedTuple):
             "TOKEN_CHUNK": self.token_chunk,
             "CHANNEL_CHUNK": self.channel_chunk,
             "num_warps": self.warps,
-            "num_stages": 3,
+            "num_stages": self.stages,
             # Left to itself, ptxas spills in small tiles to reach a higher occupancy.
             "maxnreg": _MOST_REGISTERS,
         }
 
 
 def mixer_tile(
-    tokens: int, width: int, token_hidden: int, channel_hidden: int, backward: bool
+    tokens: int, width: int, hidden: tuple[int, int], dtype: torch.dtype, backward: bool
 ) -> MixerTile:
-    """The tile for samples of ``tokens`` x ``width`` elements; fewer hidden units at a time in the
-    ``backward`` pass, which holds more for each.
+    """The tile for samples of ``tokens`` x ``width`` elements and the ``hidden`` widths of the two
+    MLPs; fewer hidden units at a time in the ``backward`` pass, which holds more for each.
 
     Few warps and their registers, a few of them spilled, leave room for a second program, which
     works while the first one waits: twice the speed of a sample spread over twice the warps.
     """
     tokens, width = _product_side(tokens), _product_side(width)
-    warps = max(2, tokens * width // _SAMPLE_ELEMENTS_PER_WARP)
+    # In bytes: in fp32 the operands of products take registers too.
+    warps = max(2, tokens * width * dtype.itemsize // _SAMPLE_BYTES_PER_WARP)
+    most = 32 if backward else 64
+    unit = 2 * width * dtype.itemsize * _MIXER_STAGES  # of a hidden unit's two weights
+    chunk = min(most, max(_LEAST_PRODUCT, _WEIGHT_BYTES // unit), _product_side(hidden[1]))
     return MixerTile(
         tokens,
         width,
-        min(32 if backward else 64, _product_side(token_hidden)),
-        min(32 if backward else 64, _product_side(channel_hidden)),
+        min(most, _product_side(hidden[0])),
+        chunk,
         triton.next_power_of_2(warps),
+        _MIXER_STAGES,
     )
 
 
-def mixer_tile_obstacle(tokens: int, width: int) -> str | None:
+@functools.cache
+def mixer_tile_obstacle(tokens: int, width: int, dtype: torch.dtype, closing: bool) -> str | None:
     """Why no tile holds a sample of ``tokens`` x ``width``; None where one does."""
     if tokens > MAX_SAMPLE_TOKENS or width > MAX_SAMPLE_WIDTH:
         return (
@@ -217,6 +228,11 @@ def mixer_tile_obstacle(tokens: int, width: int) -> str | None:
         return (
             f"a sample of {tokens} x {width} is too large for one program: up to "
             f"{MAX_SAMPLE_ELEMENTS} elements, both sides rounded up to powers of two"
+        )
+    if closing and _product_side(width) ** 2 * dtype.itemsize > _CLOSING_BYTES:
+        return (
+            f"the closing step's weight, {width} x {width} in {dtype}, is too large for shared "
+            f"memory: up to {_CLOSING_BYTES} bytes, both sides rounded up to powers of two"
         )
     return None
 

@@ -117,13 +117,13 @@ def mixer_sizes(
 ) -> dict[str, object]:
     """What every launch over samples x [..., T, D] passes: sizes, tile, launch options."""
     tokens, width = x.shape[-2:]
-    token_hidden, channel_hidden = parameters[2].shape[1], parameters[8].shape[1]
+    hidden = parameters[2].shape[1], parameters[8].shape[1]
     return {
         "T": tokens,
         "D": width,
-        "TOKEN_HIDDEN": token_hidden,
-        "CHANNEL_HIDDEN": channel_hidden,
+        "TOKEN_HIDDEN": hidden[0],
+        "CHANNEL_HIDDEN": hidden[1],
         "CLOSING": len(parameters) > 12,
         "PRECISION": dot_precision(x.dtype),
-        **mixer_tile(tokens, width, token_hidden, channel_hidden, backward).launch_options(),
+        **mixer_tile(tokens, width, hidden, x.dtype, backward).launch_options(),
     }
