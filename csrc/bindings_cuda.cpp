@@ -233,7 +233,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> exit_head(
   args.certainty = entropy.mutable_data_ptr<float>();
   args.stays = stays.mutable_data_ptr<bool>();
   args.live = live.mutable_data_ptr<int32_t>();
-  run(x, "exit_head", [&](cudaStream_t s) { return acn::cuda::exit_head(args, s); });
+  run(x, "exit_head", [&](cudaStream_t s) {
+    const cudaError_t error = cudaMemsetAsync(args.live, 0, sizeof *args.live, s);
+    return error == cudaSuccess ? acn::cuda::exit_head(args, s) : error;
+  });
   return {logits, entropy, stays, live};
 }
 

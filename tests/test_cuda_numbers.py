@@ -196,7 +196,7 @@ def run_exit(
     logits = memory.empty(samples, len(weight), dtype=x.dtype)
     entropy = memory.empty(samples)
     stays = torch.zeros(samples + 2, dtype=torch.bool)
-    live = torch.full((1,), 99, dtype=torch.int32)
+    live = torch.full((1,), 99, dtype=torch.int32)  # to which is added
     given = cuda.ExitHead(
         samples, 1 if first else tokens, width, len(weight), cuda.DTYPES[x.dtype],
         cuda.Tokens(x.data_ptr(), *x.stride()[:2]),
@@ -209,7 +209,7 @@ def run_exit(
     assert not stays[0] and not stays[-1]
     stays = stays[1:-1]
     leaves = entropy < threshold if criterion == "entropy" else entropy > threshold
-    assert torch.equal(stays, ~leaves) and int(live) == int(stays.sum())
+    assert torch.equal(stays, ~leaves) and int(live) == 99 + int(stays.sum())
     return logits, entropy, stays, spec
 
 

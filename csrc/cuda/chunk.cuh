@@ -68,23 +68,48 @@ union Access {
   __device__ Access() {}
 };
 
+// A chunk as it lies in memory: many can be under way before the first is waited for.
+template <class T>
+struct Chunk {
+  static constexpr int kParts = kChunk / Access<T>::kEach;
+  Access<T> parts[kParts];
+
+  __device__ __forceinline__ T& operator[](int j) {
+    return parts[j / Access<T>::kEach].values[j % Access<T>::kEach];
+  }
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) parts[part].bits = {0, 0, 0, 0};
+  }
+  // All of it, from a 16-byte boundary.
+  __device__ __forceinline__ void read(const T* at) {
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) {
+      parts[part].bits = reinterpret_cast<const uint4*>(at)[part];
+    }
+  }
+  // What exists of chunk c of a row.
+  __device__ __forceinline__ void read_some(const T* row, const Columns& columns, int c) {
+    clear();
+#pragma unroll
+    for (int j = 0; j < kChunk; ++j) {
+      if (columns.has(c, j)) (*this)[j] = row[columns.begin(c) + j];
+    }
+  }
+};
+
 // Columns that do not exist read as zero.
 template <class T>
 __device__ __forceinline__ void load(const T* row, const Columns& columns, int c, float* v) {
   const T* at = row + columns.begin(c);
+  Chunk<T> chunk;
   if (columns.whole(c) && on_boundary(at)) {
-    constexpr int kEach = Access<T>::kEach;
-#pragma unroll
-    for (int part = 0; part < kChunk / kEach; ++part) {
-      Access<T> access;
-      access.bits = reinterpret_cast<const uint4*>(at)[part];
-#pragma unroll
-      for (int j = 0; j < kEach; ++j) v[part * kEach + j] = widen(access.values[j]);
-    }
+    chunk.read(at);
   } else {
-#pragma unroll
-    for (int j = 0; j < kChunk; ++j) v[j] = columns.has(c, j) ? widen(at[j]) : 0.0f;
+    chunk.read_some(row, columns, c);
   }
+#pragma unroll
+  for (int j = 0; j < kChunk; ++j) v[j] = widen(chunk[j]);
 }
 
 template <class T>
