@@ -137,13 +137,20 @@ __device__ __forceinline__ void terms(const ExitHead& args, int64_t sample, int6
   }
 }
 
-// One number of a norm's weight or bias.
-__device__ __forceinline__ float number(const Vector& x, int column, float without) {
+// One number of a norm's weight or bias as it lies in memory, and what it says.
+__device__ __forceinline__ uint32_t bits_of(const Vector& x, int column) {
+  if (!x.data) return 0;
+  return x.dtype == Dtype::f32 ? static_cast<const uint32_t*>(x.data)[column]
+                               : static_cast<const uint16_t*>(x.data)[column];
+}
+
+__device__ __forceinline__ float number(const Vector& x, uint32_t bits, float without) {
   if (!x.data) return without;
+  const auto half = static_cast<uint16_t>(bits);
   switch (x.dtype) {
-    case Dtype::f16: return widen(static_cast<const __half*>(x.data)[column]);
-    case Dtype::bf16: return widen(static_cast<const __nv_bfloat16*>(x.data)[column]);
-    default: return static_cast<const float*>(x.data)[column];
+    case Dtype::f16: return widen(reinterpret_cast<const __half&>(half));
+    case Dtype::bf16: return widen(reinterpret_cast<const __nv_bfloat16&>(half));
+    default: return reinterpret_cast<const float&>(bits);
   }
 }
 
@@ -183,22 +190,26 @@ __device__ __forceinline__ void pool(const ExitHead& args, int64_t sample, const
       sums[group][(k * Shape::kThreads + thread) * kChunk + j] = sum[k][j];
     }
   }
-  // A thread takes a column; what the next one needs is read ahead.
-  const float count = static_cast<float>(args.tokens);
-  int column = group * Shape::kThreads + thread;
-  const auto affine = [&](int at) {
-    if (at >= columns.width) return float2{0.0f, 0.0f};
-    return float2{number(args.norm_weight, at, 1.0f), number(args.norm_bias, at, 0.0f)};
+  // A thread takes a column of each block of them; what the next one needs is read ahead.
+  const float each = 1.0f / static_cast<float>(args.tokens);
+  const int first = group * Shape::kThreads + thread;
+  const auto affine = [&](int column) {
+    if (column >= columns.width) return uint2{0, 0};
+    return uint2{bits_of(args.norm_weight, column), bits_of(args.norm_bias, column)};
   };
-  float2 next = affine(column);
+  uint2 next = affine(first);
   __syncthreads();
-  for (; column < Shape::kWidth; column += kBlock) {
-    const float2 now = next;
+#pragma unroll 1
+  for (int begin = 0; begin < Shape::kWidth; begin += kBlock) {
+    const int column = begin + first;
+    const float weight = number(args.norm_weight, next.x, 1.0f);
+    const float bias = number(args.norm_bias, next.y, 0.0f);
     next = affine(column + kBlock);
+    if (column >= Shape::kWidth) break;
     float total = sums[0][column];
 #pragma unroll
     for (int g = 1; g < Shape::kGroups; ++g) total += sums[g][column];  // the same in every run
-    sums[0][column] = column < columns.width ? total / count * now.x + now.y : 0.0f;
+    sums[0][column] = column < columns.width ? total * each * weight + bias : 0.0f;
   }
   __syncthreads();
 }

@@ -51,7 +51,7 @@ template <int kThreads, int kRows, int kChunks>
 __device__ __forceinline__ void moments(const float (&u)[kRows][kChunks][kChunk],
                                         const Columns& columns, Norm norm, float eps,
                                         Moments (&m)[kRows]) {
-  const float width = static_cast<float>(columns.width);
+  const float each = 1.0f / static_cast<float>(columns.width);
   float sums[kRows] = {};
   if (norm == Norm::layer) {
 #pragma unroll
@@ -67,7 +67,7 @@ __device__ __forceinline__ void moments(const float (&u)[kRows][kChunks][kChunk]
   float squares[kRows] = {};
 #pragma unroll
   for (int row = 0; row < kRows; ++row) {
-    m[row].mean = sums[row] / width;
+    m[row].mean = sums[row] * each;
 #pragma unroll
     for (int k = 0; k < kChunks; ++k) {
 #pragma unroll
@@ -80,7 +80,7 @@ __device__ __forceinline__ void moments(const float (&u)[kRows][kChunks][kChunk]
   }
   row_sums<kThreads>(squares);
 #pragma unroll
-  for (int row = 0; row < kRows; ++row) m[row].rstd = 1.0f / sqrtf(squares[row] / width + eps);
+  for (int row = 0; row < kRows; ++row) m[row].rstd = rsqrtf(squares[row] * each + eps);
 }
 
 // Of one row.
