@@ -140,6 +140,18 @@ def test_accumulate_norm_of_some_rows(library, memory, width, rows):
     check_step(library, memory, memory.draw(2, 5, width), "layer", 1.5, rows=rows)
 
 
+@pytest.mark.parametrize("off", [0, 3])
+@pytest.mark.parametrize("shape", [(2, 5, 64), (3, 1, 7), (1, 300, 9), (0, 4, 8)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_bias_gelu_along_tokens(library, memory, dtype, shape, off):
+    z, bias = memory.draw(*shape, dtype=dtype, off=off), memory.draw(shape[1], dtype=dtype)
+    z.mul_(3)  # to where the GELU is a line
+    truth = torch.nn.functional.gelu(z.double() + bias.double()[:, None])
+    given = cuda.BiasGelu(*shape, cuda.out_rows(z), cuda.vector(bias))
+    assert library.run_bias_gelu(ctypes.byref(given)) == 0
+    assert_close(z, truth, dtype)
+
+
 def check_join(library, memory, xs, kind, scales=None, dtype=None):
     count, width = xs[0].shape
     dtype = dtype or xs[0].dtype

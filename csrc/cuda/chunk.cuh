@@ -36,6 +36,23 @@ __device__ __forceinline__ __nv_bfloat16 narrow<__nv_bfloat16>(float value) {
   return __float2bfloat16_rn(value);
 }
 
+// One number of a vector as it lies in memory, which nobody waits for yet, and what it says.
+__device__ __forceinline__ uint32_t bits_of(const Vector& x, int64_t i) {
+  if (!x.data) return 0;
+  return x.dtype == Dtype::f32 ? static_cast<const uint32_t*>(x.data)[i]
+                               : static_cast<const uint16_t*>(x.data)[i];
+}
+
+__device__ __forceinline__ float number_of(const Vector& x, uint32_t bits, float without) {
+  if (!x.data) return without;
+  const auto half = static_cast<uint16_t>(bits);
+  switch (x.dtype) {
+    case Dtype::f16: return widen(reinterpret_cast<const __half&>(half));
+    case Dtype::bf16: return widen(reinterpret_cast<const __nv_bfloat16&>(half));
+    default: return reinterpret_cast<const float&>(bits);
+  }
+}
+
 // Columns of a row by chunk: chunk c holds columns from begin(c) on, of which those in [0, width)
 // exist.
 struct Columns {

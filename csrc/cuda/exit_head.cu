@@ -137,23 +137,6 @@ __device__ __forceinline__ void terms(const ExitHead& args, int64_t sample, int6
   }
 }
 
-// One number of a norm's weight or bias as it lies in memory, and what it says.
-__device__ __forceinline__ uint32_t bits_of(const Vector& x, int column) {
-  if (!x.data) return 0;
-  return x.dtype == Dtype::f32 ? static_cast<const uint32_t*>(x.data)[column]
-                               : static_cast<const uint16_t*>(x.data)[column];
-}
-
-__device__ __forceinline__ float number(const Vector& x, uint32_t bits, float without) {
-  if (!x.data) return without;
-  const auto half = static_cast<uint16_t>(bits);
-  switch (x.dtype) {
-    case Dtype::f16: return widen(reinterpret_cast<const __half&>(half));
-    case Dtype::bf16: return widen(reinterpret_cast<const __nv_bfloat16&>(half));
-    default: return reinterpret_cast<const float&>(bits);
-  }
-}
-
 // The mean over tokens of the norm without its weight and bias: they are the same for all tokens
 // and can wait. Groups of kThreads threads take tokens in turn; the result is in the first row of
 // `sums`, and zero where there are no columns.
@@ -202,8 +185,8 @@ __device__ __forceinline__ void pool(const ExitHead& args, int64_t sample, const
 #pragma unroll 1
   for (int begin = 0; begin < Shape::kWidth; begin += kBlock) {
     const int column = begin + first;
-    const float weight = number(args.norm_weight, next.x, 1.0f);
-    const float bias = number(args.norm_bias, next.y, 0.0f);
+    const float weight = number_of(args.norm_weight, next.x, 1.0f);
+    const float bias = number_of(args.norm_bias, next.y, 0.0f);
     next = affine(column + kBlock);
     if (column >= Shape::kWidth) break;
     float total = sums[0][column];
