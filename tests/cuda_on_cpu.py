@@ -32,9 +32,7 @@ int run_bias_gelu(const BiasGelu* a) { return bias_gelu(*a, nullptr); }
 int run_join(const Join* a) { return join(*a, nullptr); }
 int run_exit_head(const ExitHead* a) { return exit_head(*a, nullptr); }
 int run_compact(const Compaction* a) { return compact(*a, nullptr); }
-int run_places(const bool* stays, int64_t samples, int32_t* places, int32_t* count) {
-  return compaction_places(stays, samples, places, count, nullptr);
-}
+int run_places(const Places* a) { return compaction_places(*a, nullptr); }
 int run_switch(const int32_t* count, uint32_t* value) {
   return set_switch(count, reinterpret_cast<ConditionalHandle>(value), nullptr);
 }
@@ -71,6 +69,10 @@ ExitHead = _structure(
     norm=c_int, weight=c_void_p, bias=c_void_p, criterion=c_int, threshold=c_float,
     logits=c_void_p, certainty=c_void_p, stays=c_void_p, live=c_void_p, sample=c_void_p,
     depth=c_void_p, stop=c_int64,
+)  # fmt: skip
+Places = _structure(
+    "Places", samples=c_int64, stays=c_void_p, places=c_void_p, count=c_void_p, source=c_void_p,
+    to=c_void_p, kept=c_int64,
 )  # fmt: skip
 Compaction = _structure(
     "Compaction", samples=c_int64, kept=c_int64, places=c_void_p, source=c_void_p,

@@ -333,10 +333,8 @@ def test_compact(library, memory, share, batch):
         torch.full((batch + 1,), 7, dtype=torch.int32),
         torch.zeros((), dtype=torch.int32),
     )
-    pointers = map(ctypes.c_void_p, (places.data_ptr(), count.data_ptr()))
-    assert library.run_places(
-        ctypes.c_void_p(cuda.address(stays)), ctypes.c_int64(batch), *pointers
-    ) == 0  # fmt: skip
+    found = cuda.Places(batch, cuda.address(stays), places.data_ptr(), count.data_ptr())
+    assert library.run_places(ctypes.byref(found)) == 0
     upto = stays.cumsum(0)
     assert int(count) == int(stays.sum()) and int(places[batch]) == 7
     assert torch.equal(places[:batch].long(), torch.where(stays, upto - 1, -1))
@@ -353,6 +351,21 @@ def test_compact(library, memory, share, batch):
             )  # fmt: skip
             assert library.run_compact(ctypes.byref(given)) == 0
             assert torch.equal(out, source[stays][:kept])
+
+
+@pytest.mark.parametrize("batch", [1, 5, 64, 2500])
+def test_places_move_the_numbers_of_samples(library, memory, batch):
+    stays, numbers = torch.rand(batch) < 0.5, torch.randperm(batch, dtype=torch.int32)
+    places, moved = torch.empty(batch, dtype=torch.int32), numbers[stays]
+    for room in {len(moved), len(moved) // 2, len(moved) + 3}:
+        to = torch.full((room + 1,), 7, dtype=torch.int32)
+        found = cuda.Places(
+            batch, stays.data_ptr(), places.data_ptr(), None, numbers.data_ptr(), to.data_ptr(),
+            room,
+        )  # fmt: skip
+        assert library.run_places(ctypes.byref(found)) == 0
+        rest = torch.full((max(room - len(moved), 0),), -1, dtype=torch.int32)
+        assert torch.equal(to[:room], torch.cat([moved[:room], rest])) and to[room] == 7
 
 
 def test_what_no_kernel_can_do_is_an_error(library, memory):
