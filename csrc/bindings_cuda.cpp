@@ -233,7 +233,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> exit_head(
   args.certainty = entropy.mutable_data_ptr<float>();
   args.stays = stays.mutable_data_ptr<bool>();
   args.live = live.mutable_data_ptr<int32_t>();
-  run(x, "exit_head", [&](cudaStream_t s) { return acn::cuda::exit_head(args, s); });
+  run(x, "exit_head", [&](cudaStream_t s) {
+    const cudaError_t error = cudaMemsetAsync(args.live, 0, sizeof *args.live, s);
+    return error == cudaSuccess ? acn::cuda::exit_head(args, s) : error;
+  });
   return {logits, entropy, stays, live};
 }
 
@@ -247,12 +250,15 @@ std::tuple<std::vector<Tensor>, Tensor> compact(const Tensor& stays,
   const c10::cuda::CUDAGuard guard(stays.device());
   const Tensor places = empty(stays, {samples}, at::kInt);
   const Tensor count = empty(stays, {}, at::kInt);
-  run(stays, "compact", [&](cudaStream_t s) {
-    return acn::cuda::compaction_places(
-        samples > 0 ? stays.const_data_ptr<bool>() : nullptr, samples,
-        samples > 0 ? places.mutable_data_ptr<int32_t>() : nullptr,
-        count.mutable_data_ptr<int32_t>(), s);
-  });
+  acn::cuda::Places found;
+  found.samples = samples;
+  if (samples > 0) {
+    found.stays = stays.const_data_ptr<bool>();
+    found.places = places.mutable_data_ptr<int32_t>();
+  }
+  found.count = count.mutable_data_ptr<int32_t>();
+  run(stays, "compact",
+      [&](cudaStream_t s) { return acn::cuda::compaction_places(found, s); });
   std::vector<Tensor> outs;
   for (size_t i = 0; i < tensors.size(); ++i) {
     const Tensor& from = rows[i];

@@ -97,7 +97,9 @@ void bind_engine(pybind11::module_& m) {
       .def("run", &run, no_gil, py::arg("input"), py::arg("exits"), py::arg("threshold"),
            py::arg("criterion"), py::arg("depth"), py::arg("micro_batch"),
            py::arg("counts") = true, py::arg("lag") = 1, py::arg("graphs") = "auto");
-  py::class_<Places>(m, "Places").def(py::init<std::vector<at::Tensor>>()).def("hold", &Places::hold);
+  py::class_<Places>(m, "Places")
+      .def(py::init<std::vector<at::Tensor>>())
+      .def("hold", &Places::hold);
 }
 
 }  // namespace acn

@@ -181,6 +181,8 @@ inline unsigned __ballot_sync(unsigned, bool vote) {
 
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 
+inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
+
 inline int atomicAdd(int* at, int value) {
   *at += value;
   return *at - value;

@@ -20,6 +20,7 @@ NORMS = {"none": 0, "layer": 1, "rms": 2}
 
 ENTRIES = """
 #include "acn/cuda/accumulate_norm.h"
+#include "acn/cuda/bias_gelu.h"
 #include "acn/cuda/compact.h"
 #include "acn/cuda/exit_head.h"
 #include "acn/cuda/join.h"
@@ -27,12 +28,11 @@ ENTRIES = """
 using namespace acn::cuda;
 extern "C" {
 int run_accumulate_norm(const AccumulateNorm* a) { return accumulate_norm(*a, nullptr); }
+int run_bias_gelu(const BiasGelu* a) { return bias_gelu(*a, nullptr); }
 int run_join(const Join* a) { return join(*a, nullptr); }
 int run_exit_head(const ExitHead* a) { return exit_head(*a, nullptr); }
 int run_compact(const Compaction* a) { return compact(*a, nullptr); }
-int run_places(const bool* stays, int64_t samples, int32_t* places, int32_t* count) {
-  return compaction_places(stays, samples, places, count, nullptr);
-}
+int run_places(const Places* a) { return compaction_places(*a, nullptr); }
 int run_switch(const int32_t* count, uint32_t* value) {
   return set_switch(count, reinterpret_cast<ConditionalHandle>(value), nullptr);
 }
@@ -55,6 +55,9 @@ AccumulateNorm = _structure(
     first=c_bool, scale=c_void_p, alpha=c_float, h=OutRows, weight=Vector, bias=Vector,
     eps=c_float, norm=c_int,
 )  # fmt: skip
+BiasGelu = _structure(
+    "BiasGelu", samples=c_int64, tokens=c_int64, width=c_int64, z=OutRows, bias=Vector
+)
 Join = _structure(
     "Join", rows=c_int64, width=c_int64, xs=POINTER(Rows), terms=c_int64, scales=c_void_p,
     y=c_void_p, out=OutRows, mean=c_void_p, rstd=c_void_p, weight=Vector, bias=Vector,
@@ -66,6 +69,10 @@ ExitHead = _structure(
     norm=c_int, weight=c_void_p, bias=c_void_p, criterion=c_int, threshold=c_float,
     logits=c_void_p, certainty=c_void_p, stays=c_void_p, live=c_void_p, sample=c_void_p,
     depth=c_void_p, stop=c_int64,
+)  # fmt: skip
+Places = _structure(
+    "Places", samples=c_int64, stays=c_void_p, places=c_void_p, count=c_void_p, source=c_void_p,
+    to=c_void_p, kept=c_int64,
 )  # fmt: skip
 Compaction = _structure(
     "Compaction", samples=c_int64, kept=c_int64, places=c_void_p, source=c_void_p,

@@ -140,6 +140,18 @@ def test_accumulate_norm_of_some_rows(library, memory, width, rows):
     check_step(library, memory, memory.draw(2, 5, width), "layer", 1.5, rows=rows)
 
 
+@pytest.mark.parametrize("off", [0, 3])
+@pytest.mark.parametrize("shape", [(2, 5, 64), (3, 1, 7), (1, 300, 9), (0, 4, 8)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_bias_gelu_along_tokens(library, memory, dtype, shape, off):
+    z, bias = memory.draw(*shape, dtype=dtype, off=off), memory.draw(shape[1], dtype=dtype)
+    z.mul_(3)  # to where the GELU is a line
+    truth = torch.nn.functional.gelu(z.double() + bias.double()[:, None])
+    given = cuda.BiasGelu(*shape, cuda.out_rows(z), cuda.vector(bias))
+    assert library.run_bias_gelu(ctypes.byref(given)) == 0
+    assert_close(z, truth, dtype)
+
+
 def check_join(library, memory, xs, kind, scales=None, dtype=None):
     count, width = xs[0].shape
     dtype = dtype or xs[0].dtype
@@ -196,7 +208,7 @@ def run_exit(
     logits = memory.empty(samples, len(weight), dtype=x.dtype)
     entropy = memory.empty(samples)
     stays = torch.zeros(samples + 2, dtype=torch.bool)
-    live = torch.full((1,), 99, dtype=torch.int32)
+    live = torch.full((1,), 99, dtype=torch.int32)  # to which is added
     given = cuda.ExitHead(
         samples, 1 if first else tokens, width, len(weight), cuda.DTYPES[x.dtype],
         cuda.Tokens(x.data_ptr(), *x.stride()[:2]),
@@ -209,7 +221,7 @@ def run_exit(
     assert not stays[0] and not stays[-1]
     stays = stays[1:-1]
     leaves = entropy < threshold if criterion == "entropy" else entropy > threshold
-    assert torch.equal(stays, ~leaves) and int(live) == int(stays.sum())
+    assert torch.equal(stays, ~leaves) and int(live) == 99 + int(stays.sum())
     return logits, entropy, stays, spec
 
 
@@ -321,10 +333,8 @@ def test_compact(library, memory, share, batch):
         torch.full((batch + 1,), 7, dtype=torch.int32),
         torch.zeros((), dtype=torch.int32),
     )
-    pointers = map(ctypes.c_void_p, (places.data_ptr(), count.data_ptr()))
-    assert library.run_places(
-        ctypes.c_void_p(cuda.address(stays)), ctypes.c_int64(batch), *pointers
-    ) == 0  # fmt: skip
+    found = cuda.Places(batch, cuda.address(stays), places.data_ptr(), count.data_ptr())
+    assert library.run_places(ctypes.byref(found)) == 0
     upto = stays.cumsum(0)
     assert int(count) == int(stays.sum()) and int(places[batch]) == 7
     assert torch.equal(places[:batch].long(), torch.where(stays, upto - 1, -1))
@@ -341,6 +351,21 @@ def test_compact(library, memory, share, batch):
             )  # fmt: skip
             assert library.run_compact(ctypes.byref(given)) == 0
             assert torch.equal(out, source[stays][:kept])
+
+
+@pytest.mark.parametrize("batch", [1, 5, 64, 2500])
+def test_places_move_the_numbers_of_samples(library, memory, batch):
+    stays, numbers = torch.rand(batch) < 0.5, torch.randperm(batch, dtype=torch.int32)
+    places, moved = torch.empty(batch, dtype=torch.int32), numbers[stays]
+    for room in {len(moved), len(moved) // 2, len(moved) + 3}:
+        to = torch.full((room + 1,), 7, dtype=torch.int32)
+        found = cuda.Places(
+            batch, stays.data_ptr(), places.data_ptr(), None, numbers.data_ptr(), to.data_ptr(),
+            room,
+        )  # fmt: skip
+        assert library.run_places(ctypes.byref(found)) == 0
+        rest = torch.full((max(room - len(moved), 0),), -1, dtype=torch.int32)
+        assert torch.equal(to[:room], torch.cat([moved[:room], rest])) and to[room] == 7
 
 
 def test_what_no_kernel_can_do_is_an_error(library, memory):

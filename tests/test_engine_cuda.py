@@ -41,11 +41,13 @@ def on_gpu(kind: str):
 
 
 def run(engine, images, threshold, criterion="entropy", exits=EXITS, **way):
-    """(logits, depth, counts, undecided) of the engine, on the way that is asked for."""
+    """(logits, depth, counts, undecided) of the engine, on the way that is asked for; counts is
+    None where nobody asks."""
     logits, depth, stops, counts, undecided = engine._native.run(
         images, exits, threshold, criterion, -1, 0, **way
     )
-    return logits, depth, dict(zip(stops, counts, strict=True)), undecided
+    counts = dict(zip(stops, counts, strict=True)) if way.get("counts", True) else None
+    return logits, depth, counts, undecided
 
 
 def truth_of(network, images):

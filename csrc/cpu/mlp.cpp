@@ -89,7 +89,8 @@ void mlp_columns(const TokenMlp& args, const Tiles& tiles, int64_t sample, int64
 
 void channel_mlp(const ChannelMlp& args, const ParallelFor& parallel) {
   const int64_t sums = (args.fc1->inputs() + args.fc2->outputs()) * args.fc1->outputs();
-  const int64_t grain = std::max(args.fc1->tiles().rows, kSumsPerPiece / std::max<int64_t>(1, sums));
+  const int64_t grain =
+      std::max(args.fc1->tiles().rows, kSumsPerPiece / std::max<int64_t>(1, sums));
   parallel(args.rows, grain, [&](int64_t begin, int64_t end) { mlp_rows(args, begin, end); });
 }
 

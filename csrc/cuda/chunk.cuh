@@ -36,6 +36,23 @@ __device__ __forceinline__ __nv_bfloat16 narrow<__nv_bfloat16>(float value) {
   return __float2bfloat16_rn(value);
 }
 
+// One number of a vector as it lies in memory, which nobody waits for yet, and what it says.
+__device__ __forceinline__ uint32_t bits_of(const Vector& x, int64_t i) {
+  if (!x.data) return 0;
+  return x.dtype == Dtype::f32 ? static_cast<const uint32_t*>(x.data)[i]
+                               : static_cast<const uint16_t*>(x.data)[i];
+}
+
+__device__ __forceinline__ float number_of(const Vector& x, uint32_t bits, float without) {
+  if (!x.data) return without;
+  const auto half = static_cast<uint16_t>(bits);
+  switch (x.dtype) {
+    case Dtype::f16: return widen(reinterpret_cast<const __half&>(half));
+    case Dtype::bf16: return widen(reinterpret_cast<const __nv_bfloat16&>(half));
+    default: return reinterpret_cast<const float&>(bits);
+  }
+}
+
 // Columns of a row by chunk: chunk c holds columns from begin(c) on, of which those in [0, width)
 // exist.
 struct Columns {
@@ -68,23 +85,48 @@ union Access {
   __device__ Access() {}
 };
 
+// A chunk as it lies in memory: many can be under way before the first is waited for.
+template <class T>
+struct Chunk {
+  static constexpr int kParts = kChunk / Access<T>::kEach;
+  Access<T> parts[kParts];
+
+  __device__ __forceinline__ T& operator[](int j) {
+    return parts[j / Access<T>::kEach].values[j % Access<T>::kEach];
+  }
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) parts[part].bits = {0, 0, 0, 0};
+  }
+  // All of it, from a 16-byte boundary.
+  __device__ __forceinline__ void read(const T* at) {
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) {
+      parts[part].bits = reinterpret_cast<const uint4*>(at)[part];
+    }
+  }
+  // What exists of chunk c of a row.
+  __device__ __forceinline__ void read_some(const T* row, const Columns& columns, int c) {
+    clear();
+#pragma unroll
+    for (int j = 0; j < kChunk; ++j) {
+      if (columns.has(c, j)) (*this)[j] = row[columns.begin(c) + j];
+    }
+  }
+};
+
 // Columns that do not exist read as zero.
 template <class T>
 __device__ __forceinline__ void load(const T* row, const Columns& columns, int c, float* v) {
   const T* at = row + columns.begin(c);
+  Chunk<T> chunk;
   if (columns.whole(c) && on_boundary(at)) {
-    constexpr int kEach = Access<T>::kEach;
-#pragma unroll
-    for (int part = 0; part < kChunk / kEach; ++part) {
-      Access<T> access;
-      access.bits = reinterpret_cast<const uint4*>(at)[part];
-#pragma unroll
-      for (int j = 0; j < kEach; ++j) v[part * kEach + j] = widen(access.values[j]);
-    }
+    chunk.read(at);
   } else {
-#pragma unroll
-    for (int j = 0; j < kChunk; ++j) v[j] = columns.has(c, j) ? widen(at[j]) : 0.0f;
+    chunk.read_some(row, columns, c);
   }
+#pragma unroll
+  for (int j = 0; j < kChunk; ++j) v[j] = widen(chunk[j]);
 }
 
 template <class T>

@@ -12,14 +12,14 @@ constexpr int kCopy = 256;
 
 // One block walks over the samples, kScan at a time.
 __global__ void __launch_bounds__(kScan)
-    places_kernel(const bool* stays, int64_t samples, int32_t* places, int32_t* count) {
+    places_kernel(Places args) {
   __shared__ int32_t of_warp[kScan / 32];
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int warp = static_cast<int>(threadIdx.x) / 32;
   int32_t before = 0;  // staying samples of earlier rounds
-  for (int64_t begin = 0; begin < samples; begin += kScan) {
+  for (int64_t begin = 0; begin < args.samples; begin += kScan) {
     const int64_t sample = begin + threadIdx.x;
-    const bool stay = sample < samples && stays[sample];
+    const bool stay = sample < args.samples && args.stays[sample];
     const unsigned votes = __ballot_sync(0xffffffffu, stay);
     if (lane == 0) of_warp[warp] = __popc(votes);
     __syncthreads();
@@ -28,10 +28,12 @@ __global__ void __launch_bounds__(kScan)
       if (w < warp) place += of_warp[w];
       before += of_warp[w];
     }
-    if (sample < samples) places[sample] = stay ? place : -1;
+    if (sample < args.samples) args.places[sample] = stay ? place : -1;
+    if (stay && place < args.kept) args.to[place] = args.from[sample];
     __syncthreads();
   }
-  if (threadIdx.x == 0) *count = before;
+  for (int64_t i = before + threadIdx.x; i < args.kept; i += kScan) args.to[i] = -1;
+  if (threadIdx.x == 0 && args.count) *args.count = before;
 }
 
 // threadIdx.y takes a sample, threadIdx.x walks over it.
@@ -71,10 +73,9 @@ cudaError_t launch(const Compaction& args, cudaStream_t stream) {
 
 }  // namespace
 
-cudaError_t compaction_places(const bool* stays, int64_t samples, int32_t* places, int32_t* count,
-                              cudaStream_t stream) {
-  if (samples > INT_MAX) return cudaErrorInvalidValue;
-  places_kernel<<<1, kScan, 0, stream>>>(stays, samples, places, count);
+cudaError_t compaction_places(const Places& args, cudaStream_t stream) {
+  if (args.samples > INT_MAX) return cudaErrorInvalidValue;
+  places_kernel<<<1, kScan, 0, stream>>>(args);
   return cudaGetLastError();
 }
 

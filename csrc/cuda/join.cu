@@ -40,7 +40,7 @@ __device__ __forceinline__ void add_term(float (&sum)[kChunks][kChunk], const Ro
 }
 
 template <class X, class Shape>
-__global__ void __launch_bounds__(Shape::kBlock) join_kernel(Join args, Part part) {
+__global__ void __launch_bounds__(Shape::kBlock, Shape::kBlocks) join_kernel(Join args, Part part) {
   constexpr int kThreads = Shape::kThreads;
   constexpr int kChunks = Shape::kChunks;
   const int width = static_cast<int>(args.width);

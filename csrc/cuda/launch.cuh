@@ -16,6 +16,8 @@ struct Shape {
   static constexpr int kRows = threads == 32 ? 4 : 1;
   static constexpr int kBlock = kThreads * kRows;
   static constexpr int kWidth = kThreads * kChunks * kChunk;
+  // Blocks on a processor that the compiler has registers for: more of them, and some would spill.
+  static constexpr int kBlocks = chunks == 1 ? 1 : 512 / kBlock;
 };
 
 // Rows whose starts all lie on 16-byte boundaries fill their chunks; others may need one more.

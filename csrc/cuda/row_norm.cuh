@@ -1,31 +1,44 @@
-// Mean, rstd and norm of a row held by kThreads threads, kChunks chunks each.
+// Mean, rstd and norm of rows held by kThreads threads, kChunks chunks each.
 #pragma once
 
 #include "chunk.cuh"
 
 namespace acn::cuda {
 
-__device__ __forceinline__ float warp_sum(float value) {
+// Sums over groups of kLanes neighbours in a warp, the same to the bit in each of them. Several at
+// once: the lanes wait for one exchange while the next is under way.
+template <int kLanes, int kSums>
+__device__ __forceinline__ void lane_sums(float (&values)[kSums]) {
 #pragma unroll
-  for (int lane = 16; lane > 0; lane /= 2) value += __shfl_xor_sync(0xffffffffu, value, lane);
-  return value;
+  for (int lane = kLanes / 2; lane > 0; lane /= 2) {
+#pragma unroll
+    for (int i = 0; i < kSums; ++i) {
+      values[i] += __shfl_xor_sync(0xffffffffu, values[i], lane);
+    }
+  }
 }
 
-// The sum over the threads that hold one row, the same to the bit in each of them: a warp, or all
-// of the block.
-template <int kThreads>
-__device__ __forceinline__ float row_sum(float value) {
-  value = warp_sum(value);
+// The sums over the threads that hold a row, the same to the bit in each of them: a warp or a part
+// of one, or all of the block.
+template <int kThreads, int kSums>
+__device__ __forceinline__ void row_sums(float (&values)[kSums]) {
+  lane_sums<kThreads < 32 ? kThreads : 32>(values);
   if constexpr (kThreads > 32) {
-    __shared__ float of_warp[kThreads / 32];
-    __syncthreads();  // the last sum has been read
-    if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = value;
-    __syncthreads();
-    value = of_warp[0];
+    constexpr int kWarps = kThreads / 32;
+    __shared__ float of_warp[kWarps][kSums];
+    __syncthreads();  // the last sums have been read
 #pragma unroll
-    for (int warp = 1; warp < kThreads / 32; ++warp) value += of_warp[warp];
+    for (int i = 0; i < kSums; ++i) {
+      if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32][i] = values[i];
+    }
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < kSums; ++i) {
+      values[i] = of_warp[0][i];
+#pragma unroll
+      for (int warp = 1; warp < kWarps; ++warp) values[i] += of_warp[warp][i];
+    }
   }
-  return value;
 }
 
 struct Moments {
@@ -33,32 +46,51 @@ struct Moments {
   float rstd;
 };
 
-// Two sweeps over registers: no cancellation where the mean is large.
-template <int kThreads, int kChunks>
-__device__ __forceinline__ Moments moments(const float (&u)[kChunks][kChunk],
-                                           const Columns& columns, Norm norm, float eps) {
-  float mean = 0.0f;
+// Of several rows. Two sweeps over registers: no cancellation where the mean is large.
+template <int kThreads, int kRows, int kChunks>
+__device__ __forceinline__ void moments(const float (&u)[kRows][kChunks][kChunk],
+                                        const Columns& columns, Norm norm, float eps,
+                                        Moments (&m)[kRows]) {
+  const float each = 1.0f / static_cast<float>(columns.width);
+  float sums[kRows] = {};
   if (norm == Norm::layer) {
-    float sum = 0.0f;
+#pragma unroll
+    for (int row = 0; row < kRows; ++row) {
+#pragma unroll
+      for (int k = 0; k < kChunks; ++k) {
+#pragma unroll
+        for (int j = 0; j < kChunk; ++j) sums[row] += u[row][k][j];
+      }
+    }
+    row_sums<kThreads>(sums);
+  }
+  float squares[kRows] = {};
+#pragma unroll
+  for (int row = 0; row < kRows; ++row) {
+    m[row].mean = sums[row] * each;
 #pragma unroll
     for (int k = 0; k < kChunks; ++k) {
 #pragma unroll
-      for (int j = 0; j < kChunk; ++j) sum += u[k][j];
-    }
-    mean = row_sum<kThreads>(sum) / static_cast<float>(columns.width);
-  }
-  float squares = 0.0f;
-#pragma unroll
-  for (int k = 0; k < kChunks; ++k) {
-#pragma unroll
-    for (int j = 0; j < kChunk; ++j) {
-      const float deviation =
-          columns.has(k * kThreads + static_cast<int>(threadIdx.x), j) ? u[k][j] - mean : 0.0f;
-      squares += deviation * deviation;
+      for (int j = 0; j < kChunk; ++j) {
+        const bool exists = columns.has(k * kThreads + static_cast<int>(threadIdx.x), j);
+        const float deviation = exists ? u[row][k][j] - m[row].mean : 0.0f;
+        squares[row] += deviation * deviation;
+      }
     }
   }
-  squares = row_sum<kThreads>(squares) / static_cast<float>(columns.width);
-  return {mean, 1.0f / sqrtf(squares + eps)};
+  row_sums<kThreads>(squares);
+#pragma unroll
+  for (int row = 0; row < kRows; ++row) m[row].rstd = rsqrtf(squares[row] * each + eps);
+}
+
+// Of one row.
+template <int kThreads, int kChunks>
+__device__ __forceinline__ Moments moments(const float (&u)[kChunks][kChunk],
+                                           const Columns& columns, Norm norm, float eps) {
+  Moments m[1];
+  moments<kThreads>(reinterpret_cast<const float (&)[1][kChunks][kChunk]>(u), columns, norm, eps,
+                    m);
+  return m[0];
 }
 
 // u = (u - mean) * rstd * weight + bias for chunk c

@@ -186,7 +186,8 @@ void parse_compiled_model(Fields& fields, Config& config) {
   config.dtype = fields.word("dtype", {"F32", "BF16"});
   config.state = fields.numbers("state", 1, kLargest);
   if (config.state.empty() || elements_of(config.state) > kLargestState) {
-    throw FormatError("state is empty or has too many elements; it takes the shape of a sample's x");
+    throw FormatError(
+        "state is empty or has too many elements; it takes the shape of a sample's x");
   }
   config.width = config.state.back();
   config.stops = fields.numbers("stops", 1, config.depth);

@@ -4,13 +4,14 @@
 #include <memory>
 
 #include "acn/criterion.h"
+#include "lagged.h"
 #include "model.h"
 
 namespace acn {
 
 // Where results go: logits [B, C], depth [B] int64, and how many samples stay at each stop,
-// staying [stops] int32: at the last one those of NaN logits, which no exit takes. Stops that nobody
-// reaches are left alone.
+// staying [stops] int32: at the last one those of NaN logits, which no exit takes. It comes with
+// zeros; stops that nobody reaches are left alone.
 struct Results {
   at::Tensor logits;
   at::Tensor depth;
@@ -35,20 +36,13 @@ struct Exit {
   int64_t depth = 0;  // that it is at
 };
 
-// One number on its way from the device to the host.
-class Count {
- public:
-  virtual ~Count() = default;
-  virtual int64_t wait() = 0;
-};
-
 // Queues what it is asked for and returns; many threads may call it.
 class ExitOps {
  public:
   virtual ~ExitOps() = default;
 
-  // Writes logits and depth of all samples here, counts those that stay, and makes the rows of the
-  // others nobody's. Returns stays [R] bool.
+  // Writes logits and depth of all samples here, adds those that stay to their count, and makes the
+  // rows of the others nobody's. Returns stays [R] bool.
   virtual at::Tensor decide(const Model& model, LiveRows& rows, const Exit& exit,
                             const Results& results) const = 0;
 

@@ -1,6 +1,7 @@
 #include "lagged.h"
 
 #include <algorithm>
+#include <vector>
 
 namespace acn {
 namespace {
@@ -12,12 +13,14 @@ constexpr int64_t kCopiesPerLayer = 8;
 
 void run_lagged(DevicePass& pass, size_t stops, int64_t rows, int64_t lag) {
   const size_t late = static_cast<size_t>(lag);
+  std::vector<std::unique_ptr<Count>> counts(stops);
   int64_t most = rows;
   for (size_t s = 0; s < stops; ++s) {
-    // What is known of the last stop, or too late to be of use, nobody asks for.
-    pass.advance(s, rows, s + late + 1 < stops);
+    pass.advance(s, rows);
     if (s + 1 == stops) return;
-    if (s >= late) most = std::min(most, pass.staying(s - late));
+    // What would be known too late to be of use, nobody asks for.
+    if (s + late + 1 < stops) counts[s] = pass.count(s);
+    if (s >= late) most = std::min(most, counts[s - late]->wait());
     if (most == 0) return;
     rows = pass.pack(s, rows, most);
   }

@@ -7,24 +7,31 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 
 namespace acn {
 
-// A batch on its way through the layers. Calls queue work and return; only staying() waits.
+// One number on its way from the device to the host.
+class Count {
+ public:
+  virtual ~Count() = default;
+  virtual int64_t wait() = 0;
+};
+
+// A batch on its way through the layers. Calls queue work and return.
 class DevicePass {
  public:
   virtual ~DevicePass() = default;
 
-  // The layers up to stop `s` and the decisions there, on the first `rows` rows. With `counted`
-  // the host will ask how many stay.
-  virtual void advance(size_t s, int64_t rows, bool counted) = 0;
+  // The layers up to stop `s` and the decisions there, on the first `rows` rows.
+  virtual void advance(size_t s, int64_t rows) = 0;
+
+  // How many stay at stop `s`, where the batch has just come.
+  virtual std::unique_ptr<Count> count(size_t s) = 0;
 
   // After stop `s`, of `rows` rows at most `most` are somebody's: moves those to the front, in
   // their order, if that pays. Returns how many rows there are to go on with.
   virtual int64_t pack(size_t s, int64_t rows, int64_t most) = 0;
-
-  // How many stay at stop `s`; waits for the device to get there.
-  virtual int64_t staying(size_t s) = 0;
 };
 
 // Takes a batch of `rows` through `stops` stops, or as far as the last sample goes; the host learns

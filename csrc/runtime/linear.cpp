@@ -2,6 +2,7 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/baddbmm.h>
+#include <ATen/ops/bmm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/gelu.h>
 #include <ATen/ops/linear.h>
@@ -10,6 +11,7 @@
 #include <vector>
 
 #include "acn/mlp.h"
+#include "device.h"
 #include "pieces.h"
 
 namespace acn {
@@ -109,6 +111,15 @@ Tensor map_tokens(const Linear& map, const Tensor& h) {
   return at::baddbmm(map.bias.view({1, -1, 1}), weight, h);
 }
 
+// The same on a device, where a bias would be a copy of its own: the first goes with the GELU, the
+// second is left out.
+Tensor token_mlp_on_device(const Tensor& x, const Linear& fc1, const Linear& fc2) {
+  const int64_t samples = x.size(0);
+  Tensor mixed = at::bmm(fc1.weight.expand({samples, -1, -1}), x);
+  device::bias_gelu(mixed, fc1.bias);
+  return at::bmm(fc2.weight.expand({samples, -1, -1}), mixed);
+}
+
 }  // namespace
 
 Linear::Linear(Tensor of, Tensor added)
@@ -143,6 +154,7 @@ Tensor Mlp::operator()(Tensor x, const LayerNorm* before) const {
 }
 
 Tensor Mlp::over_tokens(Tensor x) const {
+  if (!x.is_cpu()) return token_mlp_on_device(x, fc1, fc2);
   if (fc1.packed && fc2.packed) return packed_token_mlp(x, fc1, fc2);
   return in_pieces(x, 2, kLeast, [&](const Tensor& channels, int64_t) {
     Tensor mixed = map_tokens(fc1, channels);

@@ -15,7 +15,8 @@ int64_t quotient_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // The parameters of one layer.
 int64_t layer_elements(Config config) {
-  if (config.family == Family::compiled) return 12 * config.width * config.width;  // a transformer's
+  // A transformer's, for nobody knows.
+  if (config.family == Family::compiled) return 12 * config.width * config.width;
   config.depth = 0;
   const int64_t around = elements_of(tensors_of(config));
   config.depth = 1;

@@ -17,9 +17,9 @@ class SegmentPass final : public DevicePass {
               const std::vector<int64_t>& stops, const RunOptions& options,
               const Results& results);
 
-  void advance(size_t s, int64_t rows, bool counted) override;
+  void advance(size_t s, int64_t rows) override;
+  std::unique_ptr<Count> count(size_t s) override;
   int64_t pack(size_t s, int64_t rows, int64_t most) override;
-  int64_t staying(size_t s) override;
 
  private:
   const Model& model_;
@@ -29,7 +29,6 @@ class SegmentPass final : public DevicePass {
   const Results& results_;
   LiveRows rows_;
   at::Tensor stays_;
-  std::vector<std::unique_ptr<Count>> counts_;
 };
 
 }  // namespace acn

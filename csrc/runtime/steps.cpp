@@ -81,22 +81,9 @@ Tensor Steps::staying(size_t s) const {
   return results_.staying.select(0, static_cast<int64_t>(s));
 }
 
-StepPass::StepPass(const Steps& steps, const ExitOps& ops, Launch launch)
-    : steps_(steps),
-      ops_(ops),
-      launch_(std::move(launch)),
-      counts_(steps.kind().stops.size()) {}
-
-void StepPass::advance(size_t s, int64_t rows, bool counted) {
-  launch_(s, rows);
-  if (counted) counts_[s] = ops_.read(steps_.staying(s));
-}
-
 // Every step has moved the rows that stay to the front.
 int64_t StepPass::pack(size_t, int64_t rows, int64_t most) {
   return std::min(rows, bucket_of(most));
 }
-
-int64_t StepPass::staying(size_t s) { return counts_[s]->wait(); }
 
 }  // namespace acn

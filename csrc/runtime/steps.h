@@ -67,17 +67,17 @@ class StepPass final : public DevicePass {
  public:
   // `launch` queues a step of `steps`, or a graph of it.
   using Launch = std::function<void(size_t s, int64_t rows)>;
-  StepPass(const Steps& steps, const ExitOps& ops, Launch launch);
+  StepPass(const Steps& steps, const ExitOps& ops, Launch launch)
+      : steps_(steps), ops_(ops), launch_(std::move(launch)) {}
 
-  void advance(size_t s, int64_t rows, bool counted) override;
+  void advance(size_t s, int64_t rows) override { launch_(s, rows); }
+  std::unique_ptr<Count> count(size_t s) override { return ops_.read(steps_.staying(s)); }
   int64_t pack(size_t s, int64_t rows, int64_t most) override;
-  int64_t staying(size_t s) override;
 
  private:
   const Steps& steps_;
   const ExitOps& ops_;
   Launch launch_;
-  std::vector<std::unique_ptr<Count>> counts_;
 };
 
 }  // namespace acn

@@ -28,7 +28,7 @@ class HostExits final : public ExitOps {
         ++live;
       }
     }
-    results.staying[static_cast<int64_t>(exit.stop)].fill_(live);
+    results.staying[static_cast<int64_t>(exit.stop)].add_(live);
     return stays;
   }
 

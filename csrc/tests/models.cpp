@@ -133,9 +133,9 @@ class Reference {
 
 std::string config_text(const std::string& kind, int64_t depth, double alpha) {
   if (kind == "compiled") {
-    return text(R"({"family": "compiled", "classes": 7, "input": [3, 10, 10], "input_dtype": "F32", )",
-                R"("dtype": "F32", "state": [25, 24], "stops": [1, )", depth, R"(], "depth": )",
-                depth, "}");
+    return text(R"({"family": "compiled", "classes": 7, "input": [3, 10, 10], )",
+                R"("input_dtype": "F32", "dtype": "F32", "state": [25, 24], "stops": [1, )", depth,
+                R"(], "depth": )", depth, "}");
   }
   const std::string wiring = alpha == 0 ? "\"residual\"" : "\"acn\"";
   const std::string between = alpha == 0 || alpha == 1 ? "" : text(R"("alpha": )", alpha, ", ");

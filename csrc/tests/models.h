@@ -9,9 +9,8 @@
 
 namespace acn::test {
 
-// config.json's text; "vit", "vit_first", "mixer", "mixer_closing", "bert", or "compiled", which has
-// no weights. Five patches a side
-// make odd token counts, 25 or 26.
+// config.json's text; "vit", "vit_first", "mixer", "mixer_closing", "bert", or "compiled", which
+// has no weights. Five patches a side make odd token counts, 25 or 26.
 std::string config_text(const std::string& kind, int64_t depth, double alpha = 1);
 
 Tensors random_weights(const Config& config, at::ScalarType type = at::kFloat);

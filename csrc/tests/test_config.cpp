@@ -75,8 +75,8 @@ TEST(what_is_refused) {
   EXPECT_THROWS(FormatError, "wiring is 'hybrid'",
                parse_config(changed(vit, "\"acn\"", "\"hybrid\"")));
   for (const char* alpha : {"-0.1", "1.5", "1e400"}) {
-    EXPECT_THROWS(FormatError, "",
-                  parse_config(changed(vit, "\"depth\"", text("\"alpha\": ", alpha, ", \"depth\""))));
+    const std::string fields = text("\"alpha\": ", alpha, ", \"depth\"");
+    EXPECT_THROWS(FormatError, "", parse_config(changed(vit, "\"depth\"", fields)));
   }
   EXPECT_THROWS(FormatError, "alpha is not a number",
                parse_config(changed(vit, "\"depth\"", "\"alpha\": [1, 1], \"depth\"")));

@@ -58,11 +58,14 @@ class Watched final : public DevicePass {
  public:
   Watched(DevicePass& pass, size_t stops, int64_t lag) : pass_(pass), stops_(stops), lag_(lag) {}
 
-  void advance(size_t s, int64_t rows, bool counted) override {
+  void advance(size_t s, int64_t rows) override {
     EXPECT(s == advanced++ && s < stops_);
-    EXPECT(counted == (s + static_cast<size_t>(lag_) + 1 < stops_));
     layers_of_rows += rows;
-    pass_.advance(s, rows, counted);
+    pass_.advance(s, rows);
+  }
+  std::unique_ptr<Count> count(size_t s) override {
+    EXPECT(s + 1 == advanced && s + static_cast<size_t>(lag_) + 1 < stops_);
+    return std::make_unique<WatchedCount>(*this, s, pass_.count(s));
   }
   int64_t pack(size_t s, int64_t rows, int64_t most) override {
     EXPECT(s + 1 == advanced && most > 0 && most <= rows);
@@ -70,15 +73,23 @@ class Watched final : public DevicePass {
     EXPECT(left >= most && left <= rows);
     return left;
   }
-  int64_t staying(size_t s) override {
-    EXPECT(s + static_cast<size_t>(lag_) + 1 == advanced);  // as late as it was told
-    return pass_.staying(s);
-  }
 
   size_t advanced = 0;
   int64_t layers_of_rows = 0;
 
  private:
+  struct WatchedCount final : Count {
+    WatchedCount(const Watched& pass, size_t s, std::unique_ptr<Count> count)
+        : pass_(pass), s_(s), count_(std::move(count)) {}
+    int64_t wait() override {
+      EXPECT(s_ + static_cast<size_t>(pass_.lag_) + 1 == pass_.advanced);  // as late as it was told
+      return count_->wait();
+    }
+    const Watched& pass_;
+    size_t s_;
+    std::unique_ptr<Count> count_;
+  };
+
   DevicePass& pass_;
   size_t stops_;
   int64_t lag_;

@@ -1,4 +1,5 @@
-// Products and MLPs on panels = loops in double precision, in every instruction set of this machine.
+// Products and MLPs on panels = loops in double precision, in every instruction set of this
+// machine.
 #include "acn/product.h"
 
 #include <algorithm>
@@ -42,7 +43,8 @@ Doubles product_of(const double* a, int64_t lda, const double* b, int64_t rows, 
   Doubles c(static_cast<size_t>(rows * columns), 0.0);
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t k = 0; k < depth; ++k) {
-      for (int64_t n = 0; n < columns; ++n) c[r * columns + n] += a[r * lda + k] * b[k * columns + n];
+      const auto left = a[r * lda + k];
+      for (int64_t n = 0; n < columns; ++n) c[r * columns + n] += left * b[k * columns + n];
     }
   }
   return c;
@@ -71,7 +73,10 @@ bool close(const Floats& got, const Doubles& truth, int64_t depth) {
 
 struct Linear {
   Linear(int64_t outputs_, int64_t inputs_)
-      : outputs(outputs_), inputs(inputs_), weight(random(outputs * inputs)), bias(random(outputs)) {
+      : outputs(outputs_),
+        inputs(inputs_),
+        weight(random(outputs * inputs)),
+        bias(random(outputs)) {
     const float scale = 1 / std::sqrt(static_cast<float>(inputs) + 1);
     for (float& each : weight) each *= scale;
   }
@@ -240,7 +245,8 @@ TEST(channel_mlps) {
           for (int64_t i = 0; i < 45; ++i) mean += h[r * 45 + i] / 45;
           for (int64_t i = 0; i < 45; ++i) variance += std::pow(h[r * 45 + i] - mean, 2) / 45;
           for (int64_t i = 0; i < 45; ++i) {
-            h[r * 45 + i] = (h[r * 45 + i] - mean) / std::sqrt(variance + 1e-5) * gain[i] + shift[i];
+            const double normed = (h[r * 45 + i] - mean) / std::sqrt(variance + 1e-5);
+            h[r * 45 + i] = normed * gain[i] + shift[i];
           }
         }
         Doubles hidden = fc1(h.data(), 45, rows);

@@ -1,9 +1,8 @@
 // Many threads on one engine, and many calls without growth.
 #include <ATen/ATen.h>
-#include <unistd.h>
+#include <malloc.h>
 
 #include <atomic>
-#include <fstream>
 #include <thread>
 
 #include "acn/runtime/engine.h"
@@ -15,14 +14,15 @@ using namespace acn::test;
 
 namespace {
 
-int64_t resident_bytes() {
-  int64_t size = 0, resident = 0;
-  std::ifstream("/proc/self/statm") >> size >> resident;
-  return resident * sysconf(_SC_PAGESIZE);
+// What the heap has given out and not got back. Unlike the process's size it does not hang on how
+// full pages are and how much else the machine has to do.
+int64_t heap_bytes() {
+  const struct mallinfo2 heap = mallinfo2();
+  return static_cast<int64_t>(heap.uordblks + heap.hblkhd);
 }
 
-// By how much the process grows a call, over ten thousand of them after it is warm. A sanitizer's
-// own memory grows by design: there it watches a hundred calls, and nothing is measured.
+// By how much the heap grows a call, over ten thousand of them after it is warm. A sanitizer has a
+// heap of its own: there it watches a hundred calls, and nothing is measured.
 template <class Call>
 double grown_bytes_a_call(const Call& call) {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -31,9 +31,9 @@ double grown_bytes_a_call(const Call& call) {
 #else
   constexpr int kWarm = 1000, kCalls = 10000;
   for (int i = 0; i < kWarm; ++i) call();
-  const int64_t before = resident_bytes();
+  const int64_t before = heap_bytes();
   for (int i = 0; i < kCalls; ++i) call();
-  return static_cast<double>(resident_bytes() - before) / kCalls;
+  return static_cast<double>(heap_bytes() - before) / kCalls;
 #endif
 }
 

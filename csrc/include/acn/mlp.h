@@ -34,8 +34,8 @@ struct TokenMlp {
   float* out = nullptr;            // [B, T, D] without gaps; may be x
 };
 
-// The MLP along the token axis: out[b] = weight2 gelu(weight1 x[b] + bias1) + bias2. The weights are
-// on the left: they are read where they lie, and nothing is transposed.
+// The MLP along the token axis: out[b] = weight2 gelu(weight1 x[b] + bias1) + bias2. The weights
+// are on the left: they are read where they lie, and nothing is transposed.
 void token_mlp(const TokenMlp& args, const Tiles& tiles, const ParallelFor& parallel);
 
 }  // namespace acn

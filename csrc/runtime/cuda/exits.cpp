@@ -95,19 +95,17 @@ Tensor CudaExits::decide(const Model& model, LiveRows& rows, const Exit& exit,
 }
 
 void CudaExits::pack_into(const LiveRows& to, const LiveRows& rows, const Tensor& stays) const {
-  const cudaStream_t stream = stream_of(stays);
   const Tensor places = at::empty({rows.size()}, rows.sample.options());
-  const Tensor count = at::empty({}, rows.sample.options());
-  check(cuda::compaction_places(stays.const_data_ptr<bool>(), rows.size(),
-                                places.mutable_data_ptr<int32_t>(),
-                                count.mutable_data_ptr<int32_t>(), stream),
-        "compaction_places");
-  // -1 in every byte is -1: nobody's, until a sample moves in.
-  check(cudaMemsetAsync(to.sample.mutable_data_ptr(), 0xff, to.sample.nbytes(), stream),
-        "cudaMemsetAsync");
+  cuda::Places args;
+  args.samples = rows.size();
+  args.stays = stays.const_data_ptr<bool>();
+  args.places = places.mutable_data_ptr<int32_t>();
+  args.from = rows.sample.const_data_ptr<int32_t>();
+  args.to = to.sample.mutable_data_ptr<int32_t>();
+  args.kept = to.size();
+  check(cuda::compaction_places(args, stream_of(stays)), "compaction_places");
   move(to.state.x, rows.state.x, places);
   move(to.state.y, rows.state.y, places);
-  move(to.sample, rows.sample, places);
 }
 
 std::unique_ptr<Count> CudaExits::read(const Tensor& number) const {

@@ -1,8 +1,10 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <c10/util/Exception.h>
 
 #include "../device.h"
 #include "acn/cuda/accumulate_norm.h"
+#include "acn/cuda/bias_gelu.h"
 #include "stream.h"
 
 namespace acn::device {
@@ -23,6 +25,19 @@ at::Tensor accumulate_norm(const at::Tensor& x, at::Tensor& y, const LayerNorm& 
   args.norm = Norm::layer;
   check(cuda::accumulate_norm(args, stream_of(x)), "accumulate_norm");
   return h;
+}
+
+void bias_gelu(at::Tensor& z, const at::Tensor& bias) {
+  cuda::BiasGelu args;
+  args.samples = z.size(0);
+  args.tokens = z.size(1);
+  args.width = z.size(2);
+  args.z = {z.mutable_data_ptr(), dtype_of(z)};
+  TORCH_CHECK(bias.sizes() == at::IntArrayRef{args.tokens}, "a bias has shape ", bias.sizes(),
+              "; it takes one number for each of ", args.tokens, " tokens");
+  const at::Tensor whole = bias.contiguous();
+  args.bias = vector_of(whole);
+  check(cuda::bias_gelu(args, stream_of(z)), "bias_gelu");
 }
 
 }  // namespace acn::device

@@ -82,8 +82,8 @@ class Captures {
     return batches.front();
   }
 
-  std::shared_ptr<CapturedBatch> by_name(const Kind& kind, const Tensor& input, const Tensor& logits,
-                                         Graphs wanted) {
+  std::shared_ptr<CapturedBatch> by_name(const Kind& kind, const Tensor& input,
+                                         const Tensor& logits, Graphs wanted) {
     const bool whole = wanted == Graphs::whole;
     Batches& batches = whole ? wholes_ : steps_;
     if (const auto held = find(batches, kind)) return held;

@@ -5,9 +5,19 @@
 
 namespace acn::cuda {
 
-// places[b] = how many samples before b stay, or -1 where b does not; count = how many stay.
-cudaError_t compaction_places(const bool* stays, int64_t samples, int32_t* places, int32_t* count,
-                              cudaStream_t stream);
+struct Places {
+  int64_t samples = 0;
+  const bool* stays = nullptr;
+  int32_t* places = nullptr;  // how many samples before this one stay, or -1 where it does not
+  int32_t* count = nullptr;   // how many stay; null: left out
+  // A number of each sample, moved to the front of `to`, where `kept` fit; the rest there becomes
+  // -1. Null: left out.
+  const int32_t* from = nullptr;
+  int32_t* to = nullptr;
+  int64_t kept = 0;
+};
+
+cudaError_t compaction_places(const Places& args, cudaStream_t stream);
 
 struct Compaction {
   int64_t samples = 0;

@@ -33,7 +33,7 @@ struct ExitHead {
   void* logits = nullptr;      // [B, C]
   float* certainty = nullptr;  // [B], what the criterion compares, of the logits as rounded
   bool* stays = nullptr;       // [B]: the head is not sure enough, as it never is of NaN
-  int32_t* live = nullptr;     // how many stay
+  int32_t* live = nullptr;     // how many stay is added to it
   // Of what is left of a batch: the sample of each row, whose place it has in logits and depth.
   // -1 is nobody's row: it is not read and stays false. Becomes -1 where the sample leaves. Null:
   // row b is sample b.

@@ -32,7 +32,7 @@ struct RunOptions {
   int64_t micro_batch = 0;  // samples that go through a segment together; 0: as the cache holds
   std::optional<SampleCosts> costs;  // what compaction on the CPU reckons with; none: measured once
   // On a GPU alone, where a batch goes through the layers in one piece:
-  bool counts = true;  // false: counts and undecided are left out; to read them waits for the device
+  bool counts = true;  // to read them waits for the device; false: they and undecided are left out
   int64_t lag = 1;     // exits later at which the host learns how many samples stay; 0: it waits
   Graphs graphs = Graphs::automatic;  // another one throws std::runtime_error where it cannot be
 };
@@ -76,7 +76,8 @@ class Engine {
 
   // Images [B, channels, size, size] in the model's dtype on its device; of a BERT, int64 tokens
   // [B, 2, T]: words, and 1 or 0 for those that are read or padding; or [B, 3, T] with the kinds of
-  // the words; of the family "compiled" what its configuration says. Throws std::invalid_argument on another input or options, naming what is accepted.
+  // the words; of the family "compiled" what its configuration says. Throws std::invalid_argument
+  // on another input or options, naming what is accepted.
   Result run(const at::Tensor& input, const RunOptions& options) const;
 
   // The samples of a micro-batch where the options name none.

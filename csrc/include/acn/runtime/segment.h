@@ -7,7 +7,8 @@ namespace acn {
 
 // What runs between the layers: x [B, T, D], the latest output, and y, the fp32 sum of all terms
 // before it, [B, T, D], or [B, 1, D] where nothing but the first token of it is read (by the head,
-// and at alpha 1 no layer reads it); undefined: no term yet. Both without gaps; a segment may write y where it lies.
+// and at alpha 1 no layer reads it); undefined: no term yet. Both without gaps; a segment may write
+// y where it lies.
 struct State {
   at::Tensor x;
   at::Tensor y;
