@@ -159,7 +159,7 @@ def test_half_precision():
 def test_bf16_at_the_size_of_the_cifar_mixer():
     check_exit(
         depth=16, batch=300, tokens=64, width=128, hidden=(64, 512), dtype=torch.bfloat16,
-        tolerance=0.1,
+        tolerance=0.1, pooling="first",  # means of random tokens differ by less than the tolerance
     )  # fmt: skip
 
 

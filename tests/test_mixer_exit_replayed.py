@@ -51,7 +51,7 @@ def recordings(monkeypatch):
         return results, lambda: replays.append(replay())
 
     monkeypatch.setattr(repeated, "recorded", recorded)
-    monkeypatch.setattr(mixer_exit, "_SMALL", 4)
+    monkeypatch.setattr(mixer_exit, "_LARGEST", 4)
     if DEVICE == "cpu":
         monkeypatch.setattr(mixer_exit, "_replays", lambda images: True)
     return made
@@ -109,8 +109,18 @@ def test_sizes_up_to_the_next_power_of_two_share_a_recording(recordings):
     assert logits.shape == (3, 10) and depth.shape == (3,) and depth.dtype == torch.int64
 
 
+def test_larger_batches_are_filled_up_to_a_multiple(recordings, monkeypatch):
+    monkeypatch.setattr(mixer_exit, "_LARGEST", 12)
+    monkeypatch.setattr(mixer_exit, "_STEP", 4)
+    early = early_exit()
+    for batch in (5, 7, 8, 6, 9, 11, 12, 10):
+        check(early, batch)
+    assert len(recordings) == 2
+    assert early(images_of(11)).depth.shape == (11,)
+
+
 def test_some_leave_and_some_stay(recordings, monkeypatch):
-    monkeypatch.setattr(mixer_exit, "_SMALL", 16)
+    monkeypatch.setattr(mixer_exit, "_LARGEST", 16)
     early = early_exit()
     for _ in range(4):
         depth = early(images_of(16)).depth

@@ -56,7 +56,7 @@ class EarlyExit(nn.Module):
 
     Before that, a Mixer in half precision on a GPU does all of it in one kernel, in which each
     sample stops at its own depth (:func:`acn_kernels.functional.mixer_exit`); so does any Mixer
-    that the Triton path can take and whose ``blocks.backend`` is "triton". Batches of up to 64
+    that the Triton path can take and whose ``blocks.backend`` is "triton". Batches of up to 512
     images are recorded as CUDA graphs when their size comes again, and replayed.
 
     Args:

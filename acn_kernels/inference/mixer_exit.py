@@ -1,4 +1,4 @@
-"""Early exit of a Mixer inside one kernel; small batches are replayed from CUDA graphs."""
+"""Early exit of a Mixer inside one kernel; all but large batches are replayed from CUDA graphs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import functools
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acn_kernels import functional
@@ -18,7 +17,8 @@ from acn_kernels.repeated import Repeated
 from acn_kernels.stack import FusedACNStack
 from acn_kernels.whole_stack import MixerLayers
 
-_SMALL = 64  # images, of which a batch takes longer to launch than to run
+_LARGEST = 512  # images: beyond, a batch takes longer to run than to launch
+_STEP = 64  # of the sizes that larger batches are filled up to
 
 
 class MixerExit:
@@ -72,13 +72,18 @@ class MixerExit:
             self._step = functools.partial(_decided, self._model, self._layers, mask, threshold)
             self._repeated, self._setting = Repeated(self._step), setting
         batch = len(images)
-        if not 0 < batch <= _SMALL or not _replays(images):
+        if not 0 < batch <= _LARGEST or not _replays(images):
             return self._step(images)
-        size = 1 << (batch - 1).bit_length()  # seven sizes are all that is ever recorded
-        if size != batch:
-            images = F.pad(images, (0, 0) * 3 + (0, size - batch))
+        fill = _recorded_size(batch) - batch
+        if fill:  # with an image that is there: another might run longer than all of them
+            images = torch.cat([images, images[-1:].expand(fill, -1, -1, -1)])
         logits, depth = self._repeated(stream_of(images), images)
         return logits[:batch], depth[:batch]
+
+
+def _recorded_size(batch: int) -> int:
+    """Few sizes are ever recorded: powers of two, and multiples of the last of them."""
+    return 1 << (batch - 1).bit_length() if batch <= _STEP else -(-batch // _STEP) * _STEP
 
 
 def _replays(images: Tensor) -> bool:

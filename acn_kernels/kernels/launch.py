@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import torch
@@ -43,7 +42,6 @@ MAX_SAMPLE_TOKENS = 64
 MAX_SAMPLE_WIDTH = 256
 MAX_SAMPLE_ELEMENTS = 8192
 _SAMPLE_BYTES_PER_WARP = 4096  # in half precision 64 registers of a thread for each fp32 tile
-_MOST_REGISTERS = 255
 _LEAST_PRODUCT = 16  # sides of a tile in a matrix product
 _MIXER_STAGES = 3  # weights of so many chunks are on their way or in use
 _WEIGHT_BYTES = 96 * 1024  # of shared memory for them: two programs share 228 KB
@@ -216,7 +214,6 @@ def mixer_tile(
     )
 
 
-@functools.cache
 def mixer_tile_obstacle(tokens: int, width: int, dtype: torch.dtype, closing: bool) -> str | None:
     """Why no tile holds a sample of ``tokens`` x ``width``; None where one does."""
     if tokens > MAX_SAMPLE_TOKENS or width > MAX_SAMPLE_WIDTH:
@@ -238,7 +235,8 @@ def mixer_tile_obstacle(tokens: int, width: int, dtype: torch.dtype, closing: bo
 
 
 def _product_side(size: int) -> int:
-    return max(_LEAST_PRODUCT, triton.next_power_of_2(size))
+    # Not Triton's next_power_of_2, which a call of a few microseconds feels.
+    return max(_LEAST_PRODUCT, 1 << (size - 1).bit_length())
 
 
 class ExitTile(NamedTuple):

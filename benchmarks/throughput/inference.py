@@ -96,10 +96,13 @@ def narrow_against_graphs(
         ways.add(f"{NAIVE}, reduce-overhead", inference(replayed, x), graphed=True)
         ways.add(GRAPHED, graphed(loop, x, setting), graphed=True)
         ways.add_ours(FUSED, inference(stack, x))
-        ways.add_ours(f"{FUSED}, CUDA graph", graphed(stack, x, setting), graphed=True)
+        replayed_stack = f"{FUSED}, CUDA graph"
+        ways.add_ours(replayed_stack, graphed(stack, x, setting), graphed=True)
         aims = (targets or {}) if setting.on_gpu else {}
         for against in (NAIVE, f"{NAIVE}, compiled", TUNED, f"{NAIVE}, reduce-overhead", GRAPHED):
             ways.compare(f"{FUSED} against {against}", FUSED, against, aims.get(against))
+        for against in (TUNED, GRAPHED):  # which are without launches, too
+            ways.compare(f"{replayed_stack} against {against}", replayed_stack, against)
         return ways
 
     return build
