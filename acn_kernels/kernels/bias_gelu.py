@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from acn_kernels.kernels.activations import activated, activation_slope
-from acn_kernels.kernels.launch import as_rows, column_sum_tile, column_tile, row_sum_programs
+from acn_kernels.kernels.launch import as_rows, cdiv, column_sum_tile, column_tile, row_sum_programs
 
 
 @triton.jit
@@ -61,7 +61,7 @@ def bias_gelu(z: Tensor, bias: Tensor) -> Tensor:
     rows, width = source.shape
     if rows:
         tile = column_tile(width)
-        grid = (triton.cdiv(rows, tile.rows), triton.cdiv(width, tile.width))
+        grid = (cdiv(rows, tile.rows), cdiv(width, tile.width))
         bias_gelu_kernel[grid](
             source, bias, h, rows, width, source.stride(0), **tile.launch_options()
         )
@@ -74,7 +74,7 @@ def bias_gelu_backward(dh: Tensor, z: Tensor, bias: Tensor) -> tuple[Tensor, Ten
     z_rows, dh_rows = as_rows(z), as_rows(dh)
     rows, width = z_rows.shape
     tile = column_sum_tile(width)
-    columns = triton.cdiv(width, tile.width)
+    columns = cdiv(width, tile.width)
     programs = row_sum_programs(z.device, rows, tile, columns)
     dbias = z.new_empty((programs, width), dtype=torch.float32)
     if rows:

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from acn_kernels.kernels.launch import copy_tile
+from acn_kernels.kernels.launch import cdiv, copy_tile
 
 
 @triton.jit
@@ -49,7 +49,7 @@ def compact(
         rows = _as_samples(x)
         width = rows.shape[1]
         tile = copy_tile(width)
-        grid = (triton.cdiv(samples, tile.rows), triton.cdiv(width, tile.width))
+        grid = (cdiv(samples, tile.rows), cdiv(width, tile.width))
         compact_kernel[grid](
             rows, stays, upto, out, samples, width, kept, rows.stride(0),
             TILE_ROWS=tile.rows, TILE_WIDTH=tile.width, num_warps=tile.warps,

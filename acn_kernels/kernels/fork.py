@@ -13,7 +13,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from acn_kernels.kernels.launch import as_rows, row_sum_programs, row_sum_tile, single_row_tile
+from acn_kernels.kernels.launch import (
+    as_rows,
+    cdiv,
+    row_sum_programs,
+    row_sum_tile,
+    single_row_tile,
+)
 from acn_kernels.kernels.row_norm import row_norm
 
 
@@ -120,7 +126,7 @@ def fork_forward(
     if rows == 0:
         return h, mean, rstd
     tile = single_row_tile(width)
-    fork_forward_kernel[(triton.cdiv(rows, tile.rows),)](
+    fork_forward_kernel[(cdiv(rows, tile.rows),)](
         source, h, mean, rstd, weight, bias, rows, width, source.stride(0), eps,
         RMS=rms, HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None,
         **tile.launch_options(),

@@ -17,6 +17,7 @@ from acn_kernels.kernels.launch import (
     JOIN_REGISTERS_PER_THREAD,
     MAX_SOURCES,
     as_rows,
+    cdiv,
     row_tile,
 )
 from acn_kernels.kernels.row_norm import row_norm
@@ -86,7 +87,7 @@ def join_forward(
         tile = row_tile(width)
         for first in range(0, len(sources), MAX_SOURCES):
             last = first + MAX_SOURCES >= len(sources)
-            join_kernel[(triton.cdiv(rows, tile.rows),)](
+            join_kernel[(cdiv(rows, tile.rows),)](
                 tuple(sources[first : first + MAX_SOURCES]),
                 None if scales is None else scales[first:], y, out, mean, rstd, weight, bias,
                 rows, width, eps,

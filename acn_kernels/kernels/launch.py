@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 # One program holds whole rows in registers; a wider one spills in the backward pass.
@@ -48,6 +48,17 @@ _WEIGHT_BYTES = 96 * 1024  # of shared memory for them: two programs share 228 K
 _CLOSING_BYTES = 128 * 1024
 
 
+# Triton's own take two microseconds each, of which a launch would need ten.
+def cdiv(size: int, part: int) -> int:
+    """How many ``part`` it takes for ``size``."""
+    return -(-size // part)
+
+
+def power_of_2(size: int) -> int:
+    """The least power of two that is at least ``size``."""
+    return 1 << max(0, size - 1).bit_length()
+
+
 class RowTile(NamedTuple):
     """A tile of ``rows`` whole rows of ``width`` (a power of two, at least D) elements."""
 
@@ -86,8 +97,9 @@ def row_sum_tile(width: int, dtype: torch.dtype, crowded: bool = False) -> RowTi
     return _rows(width, _SUM_TILE_ELEMENTS, _MORE_ELEMENTS_PER_THREAD, registers)
 
 
+@functools.cache
 def _rows(width: int, elements: int, per_thread: int, registers: int | None) -> RowTile:
-    padded = triton.next_power_of_2(width)
+    padded = power_of_2(width)
     rows = max(1, elements // padded)
     warps = min(32, max(elements // 512, rows * padded // (32 * per_thread)))
     return RowTile(rows, padded, warps, registers)
@@ -131,13 +143,13 @@ class StackTile(NamedTuple):
 
     def scratch(self, x: Tensor, rows: int) -> Tensor:
         """Where the chunks of each program's ``rows`` meet; empty where there is one chunk."""
-        programs = triton.cdiv(rows, self.rows) if self.chunk < self.width else 0
+        programs = cdiv(rows, self.rows) if self.chunk < self.width else 0
         return x.new_empty((programs, self.rows, self.width))
 
 
 def stack_tile(width: int) -> StackTile:
     """The tile of a linear stack of ``width`` wide layers."""
-    padded = max(16, triton.next_power_of_2(width))
+    padded = max(16, power_of_2(width))
     # 64 rows are the least that fill sm_90's matrix instruction, and four warps what issues it;
     # x, the sum and a product fit their registers up to 128 columns.
     if padded > 128:
@@ -209,7 +221,7 @@ def mixer_tile(
         width,
         min(most, _product_side(hidden[0])),
         chunk,
-        triton.next_power_of_2(warps),
+        power_of_2(warps),
         _MIXER_STAGES,
     )
 
@@ -235,8 +247,7 @@ def mixer_tile_obstacle(tokens: int, width: int, dtype: torch.dtype, closing: bo
 
 
 def _product_side(size: int) -> int:
-    # Not Triton's next_power_of_2, which a call of a few microseconds feels.
-    return max(_LEAST_PRODUCT, 1 << (size - 1).bit_length())
+    return max(_LEAST_PRODUCT, power_of_2(size))
 
 
 class ExitTile(NamedTuple):
@@ -260,17 +271,17 @@ class ExitTile(NamedTuple):
 
 def exit_tile(tokens: int, width: int, classes: int) -> ExitTile:
     """The tile for a sample of ``tokens`` x ``width`` elements and a head of ``classes``."""
-    padded = triton.next_power_of_2(width)
+    padded = power_of_2(width)
     most = max(1, _EXIT_TILE_ELEMENTS // padded)
-    tokens = min(most, triton.next_power_of_2(max(1, tokens)))
-    classes = min(most, triton.next_power_of_2(classes))
+    tokens = min(most, power_of_2(max(1, tokens)))
+    classes = min(most, power_of_2(classes))
     warps = max(tokens, classes) * padded // (32 * _EXIT_ELEMENTS_PER_THREAD)
     return ExitTile(tokens, classes, padded, min(8, max(1, warps)))
 
 
 def copy_tile(width: int) -> RowTile:
     """The tile for copying samples of ``width`` elements, which may take several tiles each."""
-    padded = min(_TILE_ELEMENTS, triton.next_power_of_2(width))
+    padded = min(_TILE_ELEMENTS, power_of_2(width))
     return RowTile(_TILE_ELEMENTS // padded, padded, 4)
 
 
@@ -280,15 +291,20 @@ def persistent_programs(
     """Programs of a kernel that walks the tiles in strides, ``each`` for a multiprocessor."""
     if device.type != "cuda":  # the interpreter
         return min(tiles, 3)
-    return min(tiles, each * torch.cuda.get_device_properties(device).multi_processor_count)
+    return min(tiles, each * _multiprocessors(device))
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def row_sum_programs(device: torch.device, rows: int, tile: RowTile, columns: int = 1) -> int:
     """Programs of a kernel that walks ``rows`` in tiles of :func:`row_sum_tile`, for each of
     ``columns`` blocks of columns: as many as run at once."""
     each = max(1, _REGISTERS_PER_MULTIPROCESSOR // (32 * tile.warps * tile.registers))
-    tiles = triton.cdiv(rows, tile.rows)
-    return min(tiles, triton.cdiv(persistent_programs(device, tiles * columns, each), columns))
+    tiles = cdiv(rows, tile.rows)
+    return min(tiles, cdiv(persistent_programs(device, tiles * columns, each), columns))
 
 
 def as_rows(x: Tensor) -> Tensor:

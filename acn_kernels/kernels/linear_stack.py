@@ -15,12 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from acn_kernels.kernels.activations import activated
-from acn_kernels.kernels.launch import (
-    LINEAR_STACK_STAGES,
-    as_rows,
-    dot_precision,
-    stack_tile,
-)
+from acn_kernels.kernels.launch import LINEAR_STACK_STAGES, as_rows, cdiv, dot_precision, stack_tile
 from acn_kernels.kernels.row_norm import row_norm
 from acn_kernels.kernels.tile_product import tile_product
 
@@ -124,7 +119,7 @@ def linear_stack(
     tile = stack_tile(width)
     kept = x.new_empty((depth, rows, tile.width) if keep else 0)
     if rows:
-        linear_stack_kernel[(triton.cdiv(rows, tile.rows),)](
+        linear_stack_kernel[(cdiv(rows, tile.rows),)](
             source, padded(weight, tile.width, 2), padded(bias, tile.width, 1), scales,
             kept, tile.scratch(x, rows), y, out, mean, rstd, norm_weight, norm_bias,
             rows, width, depth, source.stride(0), eps,

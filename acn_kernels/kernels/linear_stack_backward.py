@@ -16,6 +16,7 @@ from torch import Tensor
 from acn_kernels.kernels.activations import activated, activation_slope
 from acn_kernels.kernels.launch import (
     as_rows,
+    cdiv,
     dot_precision,
     linear_stack_backward_stages,
     stack_backward_tile,
@@ -104,7 +105,7 @@ def linear_stack_backward(
     rows, width = x_rows.shape
     depth = len(weight)
     tile = stack_backward_tile(width, scales is not None)
-    programs = triton.cdiv(rows, tile.rows)
+    programs = cdiv(rows, tile.rows)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     dz = torch.empty_like(kept)
     # x_1 .. x_{L-1}: kept where they tell their own slopes, else made again.
