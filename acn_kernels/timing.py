@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import torch
 
-_CYCLES_TO_QUEUE_IN = 2_000_000  # about a millisecond: longer than Python takes to launch a way
+_CYCLES_TO_QUEUE_IN = 2_000_000  # about a millisecond: longer than Python takes to launch a kernel
+_MOST_CYCLES = 2**27
 
 
 def interleaved_seconds(
@@ -73,14 +74,19 @@ def _timed_queued(
     way: Callable[[], object], device: torch.device, before: Callable[[], object]
 ) -> float:
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    cycles = _CYCLES_TO_QUEUE_IN
     with torch.cuda.device(device):
-        torch.cuda._sleep(_CYCLES_TO_QUEUE_IN)
-        before()
-        begin.record()
-        way()
-        end.record()
-        end.synchronize()
-    return begin.elapsed_time(end) / 1e3
+        while True:
+            torch.cuda._sleep(cycles)
+            before()
+            begin.record()
+            way()
+            end.record()
+            late = begin.query()  # the device was there before all was launched, and had to wait
+            end.synchronize()
+            if not late or cycles >= _MOST_CYCLES:
+                return begin.elapsed_time(end) / 1e3
+            cycles *= 4
 
 
 def _wait_for(device: torch.device) -> None:
