@@ -36,43 +36,49 @@ class Composition:
         groups = ((m._parameters, m._buffers, m._modules) for m in self._modules)
         owners = list(chain.from_iterable(groups))
         self._owners = [owner for owner in owners if owner]
-        self._held = [*self._all_held(), _END]
+        self._held = list(chain.from_iterable(map(dict.values, self._owners)))
         hooks = chain.from_iterable(map(hooks_of, self._modules))
         self._empty = [*hooks, *(owner for owner in owners if not owner)]  # and has to stay so
-        self._places = _Places([x for x in self._held if type(x) in (nn.Parameter, Tensor)])
+        self._ask = _extension.module() or _InPython
+        tensors = [x for x in self._held if type(x) in (nn.Parameter, Tensor)]
+        strided = [x for x in tensors if x.layout is torch.strided]
+        # Only where there is memory does the extension ask for its address.
+        there = all(x.device.type in ("cpu", "cuda") for x in strided)
+        self._places = (self._ask if there else _InPython).Places(strided)
 
     def is_that_of(self, modules: Sequence[nn.Module]) -> bool:
         """Whether these are the modules, made of the same as ever; never so where hooks wait to
         see one of them called."""
         return (
             all(map(is_, (*modules, _END), self._given))
-            and all(map(is_, (*self._all_held(), _END), self._held))
+            and self._ask.values_are(self._owners, self._held)
             and all(map(is_, map(type, self._modules), self._types))
             and list(map(len, self._settings)) == self._lengths
-            and all(map(is_, map(dict.get, self._setters, self._names), self._set))
+            and self._ask.entries_are(self._setters, self._names, self._set)
             and not any(self._empty)
             and self._places.hold()
         )
 
-    def _all_held(self) -> chain:
-        return chain.from_iterable(map(dict.values, self._owners))
 
+class _InPython:
+    """What csrc/composition.h does, for where it has not been built."""
 
-class _Places:
-    """Where tensors had their numbers, and how many, when they were listed."""
+    @staticmethod
+    def values_are(dicts: list[dict], held: list[object]) -> bool:
+        found = chain.from_iterable(map(dict.values, dicts))
+        return all(map(is_, (*found, _END), (*held, _END)))
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self._tensors = [x for x in tensors if x.layout is torch.strided]
-        self._counts = list(map(Tensor.numel, self._tensors))
-        native = _extension.module()
-        # Only where there is memory does the extension ask for its address.
-        there = all(x.device.type in ("cpu", "cuda") for x in self._tensors)
-        self._native = native.Places(self._tensors) if native is not None and there else None
-        self._pointers = list(map(Tensor.data_ptr, self._tensors)) if self._native is None else []
+    @staticmethod
+    def entries_are(dicts: list[dict], names: list[str], held: list[object]) -> bool:
+        return all(map(is_, map(dict.get, dicts, names), held))
 
-    def hold(self) -> bool:
-        if list(map(Tensor.numel, self._tensors)) != self._counts:
-            return False
-        if self._native is not None:
-            return self._native.hold()
-        return list(map(Tensor.data_ptr, self._tensors)) == self._pointers
+    class Places:
+        def __init__(self, tensors: list[Tensor]) -> None:
+            self._tensors, self._places = tensors, self._now(tensors)
+
+        def hold(self) -> bool:
+            return self._now(self._tensors) == self._places
+
+        @staticmethod
+        def _now(tensors: list[Tensor]) -> list[tuple[int, int]]:
+            return list(zip(map(Tensor.data_ptr, tensors), map(Tensor.numel, tensors), strict=True))

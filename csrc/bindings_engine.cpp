@@ -11,6 +11,7 @@
 
 #include "acn/runtime/engine.h"
 #include "acn/runtime/errors.h"
+#include "composition.h"
 
 namespace acn {
 namespace {
@@ -42,25 +43,6 @@ Returned run(const Engine& engine, const at::Tensor& images, std::vector<int64_t
   Result result = engine.run(images, options);
   return {result.logits, result.depth, result.stops, result.counts, result.undecided};
 }
-
-// Where tensors had their numbers when they were listed.
-class Places {
- public:
-  explicit Places(std::vector<at::Tensor> tensors) : tensors_(std::move(tensors)) {
-    for (const at::Tensor& each : tensors_) places_.push_back(each.const_data_ptr());
-  }
-
-  bool hold() const {
-    for (size_t i = 0; i < tensors_.size(); ++i) {
-      if (tensors_[i].const_data_ptr() != places_[i]) return false;
-    }
-    return true;
-  }
-
- private:
-  std::vector<at::Tensor> tensors_;
-  std::vector<const void*> places_;
-};
 
 }  // namespace
 
@@ -100,6 +82,8 @@ void bind_engine(pybind11::module_& m) {
   py::class_<Places>(m, "Places")
       .def(py::init<std::vector<at::Tensor>>())
       .def("hold", &Places::hold);
+  m.def("values_are", &values_are);
+  m.def("entries_are", &entries_are);
 }
 
 }  // namespace acn
