@@ -1,12 +1,13 @@
-"""What a composition asks of Python's own dicts: the extension's answers, and ours."""
+"""What a network is made of, and the questions about it: the extension's answers, and ours."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from acn_kernels import _extension
-from acn_kernels.composition import _InPython
+from acn_kernels.composition import Composition, _InPython
 
 ASKED = [_InPython]
 if _extension.module() is not None:
@@ -50,3 +51,37 @@ def test_places_of_tensors(ask):
     assert places.hold()
     tensors[1].data = kept[:1]
     assert not places.hold(), "fewer numbers at the same place"
+
+
+def sliced(network):
+    network[0].weight.data = network[0].weight.data[:2]
+
+
+@pytest.mark.parametrize("extension", [True, False])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda network: network[2].register_buffer("more", torch.zeros(1)),
+        lambda network: setattr(network[1], "eps", 1e-3),
+        lambda network: setattr(network[1], "mine", 1),
+        lambda network: setattr(network[0].weight, "data", torch.zeros(3, 3)),
+        lambda network: network.to(torch.float64),
+        lambda network: network.add_module("last", nn.ReLU()),
+        lambda network: network[0].register_full_backward_hook(lambda *_: None),
+        lambda network: network[1].register_parameter("bias", None),
+        sliced,
+    ],
+)
+def test_whatever_changes_is_seen(change, extension, monkeypatch):
+    if not extension:
+        monkeypatch.setattr(_extension, "module", lambda: None)
+    network = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3), nn.Sequential(nn.BatchNorm1d(3)))
+    network[2].add_module("empty", nn.Sequential())
+    made_of = Composition([network])
+    with torch.no_grad():
+        network[0].weight.add_(1)
+    network.eval().requires_grad_(False)
+    assert made_of.is_that_of([network])
+    assert not made_of.is_that_of([]) and not made_of.is_that_of([network, network])
+    change(network)
+    assert not made_of.is_that_of([network])

@@ -11,27 +11,21 @@ import pytest
 import torch
 from conftest import DEVICE
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from whole_stacks import (
+    DEPTH,
+    WIDTH,
+    check,
+    in_place,
+    input_of,
+    linear_stack,
+    mixer_stack,
+    on_triton,
+    parts_of,
+)
 
-from acn_kernels import FusedACNStack, _extension, dispatch
-from acn_kernels.blocks import MixerBlock
-from acn_kernels.composition import Composition
+from acn_kernels import FusedACNStack, _extension
 from acn_kernels.kept import KeptAnswer, StackedParameters
 from acn_kernels.whole_stack import LinearLayers, MixerLayers, WholeStack, whole_stack_of
-
-WIDTH, TOKENS, DEPTH = 32, 4, 3
-triton_runs, why_not = dispatch.availability()["triton"]
-on_triton = [pytest.mark.triton, pytest.mark.skipif(not triton_runs, reason=why_not)]
-
-
-def linear_stack(**options):
-    layers = [nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU()) for _ in range(DEPTH)]
-    return FusedACNStack(layers, nn.LayerNorm(WIDTH), **options)
-
-
-def mixer_stack(**options):
-    blocks = [MixerBlock(TOKENS, WIDTH, 8, 16) for _ in range(DEPTH)]
-    return FusedACNStack(blocks, nn.LayerNorm(WIDTH), **options)
 
 
 @pytest.fixture(
@@ -50,29 +44,6 @@ def stack(request):
     return make(backend=backend).to("cpu" if backend == "native" else DEVICE).eval()
 
 
-def input_of(stack, dtype=torch.float32):
-    place = next(stack.parameters()).device
-    return torch.randn(2, TOKENS, WIDTH, device=place, dtype=dtype)
-
-
-@torch.no_grad()
-def check(stack, dtype=torch.float32, whole=True):
-    """The stack gives what its layers, called one by one, sum up to; returns the output."""
-    x = input_of(stack, dtype)
-    if whole is not None:
-        assert isinstance(whole_stack_of(stack, x, len(stack), True), WholeStack) == whole
-    terms = [x]
-    for layer in stack:
-        terms.append(layer(terms[-1]))
-    expected = sum(term.float() for term in terms)
-    expected = expected if stack.norm is None else stack.norm.float()(expected)
-    stack.norm.to(dtype)
-    y = stack(x)
-    tolerance = 1e-4 if dtype == torch.float32 else 3e-2
-    torch.testing.assert_close(y.float(), expected.float(), rtol=tolerance, atol=tolerance)
-    return x, y
-
-
 @pytest.fixture
 def questions(monkeypatch):
     """How often layers were asked what they are."""
@@ -86,13 +57,6 @@ def questions(monkeypatch):
 
         monkeypatch.setattr(kind, "of", classmethod(of))
     return asked
-
-
-def parts_of(stack):
-    """The kept weights, None where there are none."""
-    answer = stack.kept_layers._answer
-    kept = None if answer is None else answer[2]._stacked._kept
-    return None if kept is None else kept[1]
 
 
 def a_linear(stack):
@@ -111,11 +75,6 @@ def test_unchanged_layers_are_asked_once(stack, questions):
     with torch.enable_grad():
         assert stack.requires_grad_(False)(input_of(stack)) is not None
     assert len(questions) == 2  # training may have come between
-
-
-def in_place(stack):
-    for parameter in stack.parameters():
-        parameter.mul_(1.5)
 
 
 def loaded(stack):
@@ -343,115 +302,6 @@ def test_nothing_keeps_a_stack_alive():
         gc.enable()
 
 
-@pytest.mark.triton
-@pytest.mark.skipif(not triton_runs, reason=why_not)
-class TestWeights:
-    """The stacked weights themselves."""
-
-    @pytest.fixture(params=[linear_stack, mixer_stack])
-    def stack(self, request):
-        return request.param(backend="triton").to(DEVICE).eval()
-
-    def test_they_are_stacked_once(self, stack):
-        check(stack)
-        first = parts_of(stack)
-        check(stack)
-        assert parts_of(stack) is first
-        with torch.no_grad():
-            stack[2].load_state_dict(stack[1].state_dict())
-        check(stack)
-        assert parts_of(stack) is not first
-
-    def test_they_are_let_go(self, stack):
-        for change in (stack.train, stack.eval, stack.float):
-            check(stack)
-            assert parts_of(stack) is not None
-            change()
-            assert stack.kept_layers._answer is None
-
-    def test_the_same_mode_again_changes_nothing(self, stack):
-        check(stack)
-        first = parts_of(stack)
-        stack.eval()
-        check(stack)
-        assert parts_of(stack) is first
-
-    def test_writes_that_nobody_counts_wait_for_the_mode(self, stack):
-        """The limit that the documentation states, and its way out."""
-        x, before = check(stack)
-        for parameter in stack[1].parameters():
-            parameter.data.mul_(1.5)
-        stack.train().eval()
-        with torch.no_grad():
-            assert not torch.allclose(stack(x), before, rtol=1e-2, atol=1e-2)
-        check(stack)
-
-    def test_who_watches_operations_sees_them_all(self, stack):
-        check(stack)
-        with FlopCounterMode(display=False), torch.no_grad():
-            stack(input_of(stack))
-        check(stack)
-
-    def test_functional_call_and_vmap(self, stack):
-        x, before = check(stack)
-        other = {k: torch.randn_like(v) / 4 for k, v in stack.state_dict().items()}
-        with torch.no_grad():
-            y = torch.func.functional_call(stack, other, (x,))
-        twin = copy.deepcopy(stack)
-        twin.load_state_dict(other)
-        with torch.no_grad():
-            torch.testing.assert_close(y, twin(x))
-            torch.testing.assert_close(stack(x), before)
-
-    def test_compiled_code_follows_the_weights(self, stack):
-        x, _ = check(stack)
-        compiled = torch.compile(stack, backend="eager", fullgraph=True)
-        with torch.no_grad():
-            torch.testing.assert_close(compiled(x), stack(x))
-            in_place(stack)
-            torch.testing.assert_close(compiled(x), stack(x))
-        check(stack)
-
-    def test_weights_made_in_inference_mode(self):
-        with torch.inference_mode():
-            stack = linear_stack(backend="triton").to(DEVICE).eval()
-            x = input_of(stack)
-            before = stack(x)
-            assert parts_of(stack) is None
-            in_place(stack)
-            assert not torch.allclose(stack(x), before, rtol=1e-2, atol=1e-2)
-
-    @pytest.mark.gpu
-    def test_a_graph_stacks_for_itself(self, stack):
-        x, _ = check(stack)
-        with torch.no_grad():
-            stream = torch.cuda.Stream()
-            with torch.cuda.stream(stream):
-                for _ in range(2):
-                    stack(x)
-            torch.cuda.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                y = stack(x)
-            assert parts_of(stack) is None
-            in_place(stack)
-            graph.replay()
-            torch.testing.assert_close(y, stack(x))
-
-
-def test_parameters_that_do_not_change_are_the_same_tensors():
-    kinds = [[torch.randn(3) for _ in range(2)], [torch.randn(2, 2) for _ in range(2)]]
-    stacked = StackedParameters(kinds)
-    first = stacked.tensors(recorded=False)
-    assert [x.shape for x in first] == [(2, 3), (2, 2, 2)]
-    assert stacked.tensors(recorded=False) is first
-    assert stacked.tensors(recorded=True) is not first
-    again = stacked.tensors(recorded=False)
-    assert again is not first and all(map(torch.equal, again, first))
-    kinds[1][0].zero_()
-    assert not stacked.tensors(recorded=False)[1][0].any()
-
-
 def test_an_answer_is_kept_for_its_question():
     kept, modules = KeptAnswer(), [nn.Linear(2, 2)]
     asked = []
@@ -467,35 +317,14 @@ def test_an_answer_is_kept_for_its_question():
     assert kept.of(modules, question) == 4
 
 
-def sliced(network):
-    network[0].weight.data = network[0].weight.data[:2]
-
-
-@pytest.mark.parametrize("extension", [True, False])
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda network: network[2].register_buffer("more", torch.zeros(1)),
-        lambda network: setattr(network[1], "eps", 1e-3),
-        lambda network: setattr(network[1], "mine", 1),
-        lambda network: setattr(network[0].weight, "data", torch.zeros(3, 3)),
-        lambda network: network.to(torch.float64),
-        lambda network: network.add_module("last", nn.ReLU()),
-        lambda network: network[0].register_full_backward_hook(lambda *_: None),
-        lambda network: network[1].register_parameter("bias", None),
-        sliced,
-    ],
-)
-def test_whatever_changes_is_seen(change, extension, monkeypatch):
-    if not extension:
-        monkeypatch.setattr(_extension, "module", lambda: None)
-    network = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3), nn.Sequential(nn.BatchNorm1d(3)))
-    network[2].add_module("empty", nn.Sequential())
-    made_of = Composition([network])
-    with torch.no_grad():
-        network[0].weight.add_(1)
-    network.eval().requires_grad_(False)
-    assert made_of.is_that_of([network])
-    assert not made_of.is_that_of([]) and not made_of.is_that_of([network, network])
-    change(network)
-    assert not made_of.is_that_of([network])
+def test_parameters_that_do_not_change_are_the_same_tensors():
+    kinds = [[torch.randn(3) for _ in range(2)], [torch.randn(2, 2) for _ in range(2)]]
+    stacked = StackedParameters(kinds)
+    first = stacked.tensors(recorded=False)
+    assert [x.shape for x in first] == [(2, 3), (2, 2, 2)]
+    assert stacked.tensors(recorded=False) is first
+    assert stacked.tensors(recorded=True) is not first
+    again = stacked.tensors(recorded=False)
+    assert again is not first and all(map(torch.equal, again, first))
+    kinds[1][0].zero_()
+    assert not stacked.tensors(recorded=False)[1][0].any()
