@@ -183,11 +183,11 @@ def double_model() -> Model:
         torch.set_default_dtype(torch.float32)
 
 
-def final_loss(model: Model, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def final_loss(model: Model, images, labels, progress: float) -> torch.Tensor:
     return F.cross_entropy(model(images), labels)
 
 
-def shared_head_loss(model: Model, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def shared_head_loss(model: Model, images, labels, progress: float) -> torch.Tensor:
     """Of two layers: weights 2 k / (L (L + 1)) of the sub-networks k."""
     first, second = (F.cross_entropy(model(images, depth=k), labels) for k in (1, 2))
     return first / 3 + second * 2 / 3
@@ -199,6 +199,15 @@ def test_it_is_the_loop_one_would_write(in_double):
 
 def test_it_is_the_loop_with_the_loss_of_every_sub_network(tmp_path):
     assert_same_as_loop(run_in_double(tmp_path, "--loss", "shared-head"), shared_head_loss)
+
+
+def test_it_is_the_loop_that_grows(tmp_path):
+    """Of two layers one, for a quarter of the training: from half the layers to three quarters."""
+
+    def loss_of(model, images, labels, progress):
+        return F.cross_entropy(model(images, depth=1 if progress < 0.25 else 2), labels)
+
+    assert_same_as_loop(run_in_double(tmp_path, "--grow"), loss_of)
 
 
 def assert_same_as_loop(out: Path, loss_of) -> None:
@@ -216,7 +225,9 @@ def assert_same_as_loop(out: Path, loss_of) -> None:
                 1.0 if step == 0 else (1 + math.cos(math.pi * (step - 1) / (total - 1))) / 2
             )
             model.blocks.alpha = min(1.0, step / total / 0.5)
-            loss = loss_of(model, digits.images[batch].double(), digits.labels[batch])
+            loss = loss_of(
+                model, digits.images[batch].double(), digits.labels[batch], step / total
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -21,6 +21,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         help="of an ACN, over the first FRACTION of the training: 0:1:0.5; or one number (1)",
     )  # fmt: skip
     command.add_argument(
+        "--grow", action="store_true",
+        help="at first the lower half of the layers alone, all of them from half-time on",
+    )  # fmt: skip
+    command.add_argument(
         "--loss", default="final",
         help="final (default), or shared-head: of every sub-network, for early exit",
     )  # fmt: skip
@@ -48,6 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
         depth=arguments.depth,
         wiring=arguments.wiring,
         alpha=None if arguments.alpha is None else AlphaSchedule.parse(arguments.alpha),
+        grow=arguments.grow,
         loss=arguments.loss,
         epochs=arguments.epochs,
         batch_size=arguments.batch_size,

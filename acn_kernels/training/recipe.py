@@ -23,7 +23,7 @@ from acn_kernels.training.checkpoint import (
 )
 from acn_kernels.training.data import ImageData, load_images
 from acn_kernels.training.losses import Loss, SharedHeadLoss, Step, final_loss, rising_weights
-from acn_kernels.training.schedules import warmup_cosine
+from acn_kernels.training.schedules import GROWING, warmup_cosine
 
 LOG_FILE = "log.csv"
 MODEL_FOLDER = "model"
@@ -49,7 +49,8 @@ class Recipe:
     """AdamW, a warm-up over the first epoch (at most a tenth of the steps), then a cosine.
 
     data: what :func:`load_images` takes. model: a preset of :func:`acn_kernels.models.create`.
-    depth: layers, None is the preset's. alpha: of an ACN alone, None is 1 throughout. loss:
+    depth: layers, None is the preset's. alpha: of an ACN alone, None is 1 throughout. grow: at
+    first the lower half of the layers takes part alone, then more, by :data:`GROWING`. loss:
     "final", of the output alone, or "shared-head", for early exit: of every sub-network through
     the one head, with weights that rise with depth. batch_size: of all processes together.
     save_every: steps between checkpoints beside those at the end of every epoch; 0 is none.
@@ -60,6 +61,7 @@ class Recipe:
     depth: int | None = None
     wiring: str = "acn"
     alpha: AlphaSchedule | None = None
+    grow: bool = False
     loss: str = "final"
     epochs: int = 10
     batch_size: int = 64
@@ -181,8 +183,7 @@ class _Run:
         changes = {} if recipe.depth is None else {"depth": recipe.depth}
         model = create(recipe.model, wiring=recipe.wiring, classes=len(data.classes), **changes)
         self.model = model.to(accelerator.device)
-        loss = LOSSES[recipe.loss](len(self.model.blocks))
-        self.objective = accelerator.prepare_model(_Objective(self.model, loss))
+        self.layers = 0  # that take part; none before the first step
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), recipe.lr, weight_decay=recipe.weight_decay, fused=True
         )
@@ -208,6 +209,7 @@ class _Run:
         batches = ShuffledBatches(
             len(self.data.train), self.recipe.batch_size, self.recipe.seed, epoch, first, self.share
         )
+        self._follow_schedules()
         self.objective.train()
         for images, labels in loader(self.data.train, batches, self.share):
             self._update(images.to(self.loss.device), labels.to(self.loss.device))
@@ -229,7 +231,7 @@ class _Run:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.lr * factor
-        self._set_alpha()
+        self._follow_schedules()
         loss = self.objective(images, labels, Step(self.step, self.total_steps))
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
@@ -237,13 +239,23 @@ class _Run:
         self.loss += loss.detach()
         self.step += 1
 
-    def _set_alpha(self) -> None:
+    def _follow_schedules(self) -> None:
+        progress, layers = self.step / self.total_steps, len(self.model.blocks)
+        taking_part = GROWING.at(progress, layers) if self.recipe.grow else layers
+        if taking_part != self.layers:
+            self.layers, self.short = taking_part, self.model
+            if taking_part < layers:
+                self.short = self.model.truncate(taking_part)
+            loss = LOSSES[self.recipe.loss](taking_part)
+            # Wrapped anew, as DDP waits for the gradients of all that it was given.
+            self.objective = self.accelerator.prepare_model(_Objective(self.short, loss)).train()
         if self.recipe.alpha is not None:
-            self.model.blocks.alpha = self.recipe.alpha.at(self.step / self.total_steps)
+            for network in (self.model, self.short):
+                network.blocks.alpha = self.recipe.alpha.at(progress)
 
     def _row(self, seconds: float) -> dict[str, float]:
         """The log's line on the epoch that has ended: "accuracy_k" is that of sub-network k."""
-        self._set_alpha()
+        self._follow_schedules()
         loss = self.accelerator.reduce(self.loss, "mean").item() / self.steps_per_epoch
         return {
             "epoch": len(self.rows) + 1,

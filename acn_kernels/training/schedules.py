@@ -47,6 +47,11 @@ class DepthSchedule(NamedTuple):
         return max(1, math.ceil(share * layers - 1e-9))
 
 
+# The way to begin with: of those compared (benchmarks/paper/experiments/cheaper.py) the soonest at
+# the residual twin's accuracy, and the one whose lower half is the best.
+GROWING = DepthSchedule(((0.0, 0.5), (0.25, 0.75), (0.5, 1.0)))
+
+
 class FreezeSchedule(NamedTuple):
     """The lowest layers stop learning one after the other, and cost no backward pass any more:
     none up to the share ``start`` of the training, ``layers`` of them (a share) at its end."""

@@ -9,7 +9,12 @@ import functools
 from dataclasses import dataclass, replace
 
 from acn_kernels.alpha_schedule import AlphaSchedule
-from acn_kernels.training.schedules import BottomUpAlpha, DepthSchedule, FreezeSchedule
+from acn_kernels.training.schedules import (
+    GROWING,
+    BottomUpAlpha,
+    DepthSchedule,
+    FreezeSchedule,
+)
 from benchmarks.paper import measures, winners
 from benchmarks.paper.sizes import layers, training
 from benchmarks.paper.spec import Experiment, Plan, Row
@@ -32,7 +37,6 @@ class Way:
 
 ANNEALED = AlphaSchedule(0.0, 1.0, 0.5)
 LOWER_HALF = DepthSchedule(((0.0, 1.0), (0.5, 0.5)))
-GROWING = DepthSchedule(((0.0, 0.5), (0.25, 0.75), (0.5, 1.0)))
 WAYS = {
     TWIN: Way("residual"),
     "ACN": Way(),
