@@ -36,6 +36,7 @@ def test_a_point_is_what_early_exit_does(folder):
     images, labels = trained.images_and_labels
     known, judged = trained.halves()
     assert len(labels[known]) + len(labels[judged]) == len(labels)
+    assert others[0].threshold == 0.7
     for point in (equal, *others):
         early = acn.EarlyExit(trained.model, range(1, LAYERS), point.threshold)
         logits, depth = early(images[judged])
