@@ -103,6 +103,9 @@ def test_the_face_of_an_image_classifier(kind, alpha, small_minilm):
     # Padding is not read: more of it changes nothing.
     longer = torch.cat([ids, torch.zeros(4, 3, dtype=torch.long)], 1)
     assert_close(model(longer), model(ids), roundings=8)
+    beside = torch.cat([longer, longer.new_ones(1, longer.shape[1])])
+    assert_close(model(beside)[:4], model(ids), roundings=8)
+    assert model(torch.zeros(2, 3, dtype=torch.long)).isfinite().all()
 
 
 def test_minilm_is_the_bert_that_was_saved(small_minilm):

@@ -16,6 +16,7 @@ from acn_kernels.training import continual
 from acn_kernels.training.digits import Split
 from acn_kernels.training.losses import (
     BranchLoss,
+    DistillationLoss,
     LayerSkipLoss,
     SharedHeadLoss,
     Step,
@@ -59,6 +60,24 @@ def test_shared_head_loss_is_the_sum_over_cut_networks(wiring):
     torch.testing.assert_close(got, torch.autograd.grad(truth, network.blocks[0].parameters()))
     with pytest.raises(ValueError, match="one for each of 4 layers"):
         SharedHeadLoss([1.0])(network, images, labels, STEP)
+
+
+def test_distillation_by_hand():
+    network, teacher, (images, labels) = model(), model().train(), batch()
+    loss = DistillationLoss(teacher, weight=0.3, temperature=4.0)(network, images, labels, STEP)
+    p = (teacher(images) / 4).softmax(-1)
+    q = (network(images) / 4).softmax(-1)
+    apart = (p * (p / q).log()).sum(-1).mean()
+    truth = 0.7 * F.cross_entropy(network(images), labels) + 0.3 * 16 * apart
+    torch.testing.assert_close(loss, truth)
+    loss.backward()
+    assert not teacher.training and all(p.grad is None for p in teacher.parameters())
+    # Of a teacher that agrees in all, nothing is left to learn but the labels.
+    alike = DistillationLoss(network)(network, images, labels, STEP)
+    torch.testing.assert_close(alike, 0.5 * F.cross_entropy(network(images), labels))
+    for wrong in ({"weight": 1.5}, {"weight": math.nan}, {"temperature": 0.0}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            DistillationLoss(teacher, **wrong)
 
 
 def test_branches_have_heads_of_their_own():
@@ -153,6 +172,22 @@ def test_trainer_is_the_plain_loop():
         trainer.train_epoch(data)
     for one, other in zip(network.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_autocast_covers_the_forward_pass_alone():
+    images, labels = batch(8)
+    network, seen = model(), []
+    network.head.register_forward_hook(lambda _, inputs, out: seen.append(out.dtype))
+    trainer = Trainer(network, Recipe(1, batch_size=8), 8, autocast=torch.bfloat16)
+    truth = copy.deepcopy(network)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = final_loss(truth, images, labels, STEP)
+    loss.backward()
+    assert trainer.train_on(images, labels) == loss
+    assert set(seen) == {torch.bfloat16} and not torch.is_autocast_enabled("cpu")
+    for one, other in zip(network.parameters(), truth.parameters(), strict=True):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one.grad, other.grad)
 
 
 def test_synaptic_intelligence_on_two_numbers():

@@ -225,9 +225,7 @@ def assert_same_as_loop(out: Path, loss_of) -> None:
                 1.0 if step == 0 else (1 + math.cos(math.pi * (step - 1) / (total - 1))) / 2
             )
             model.blocks.alpha = min(1.0, step / total / 0.5)
-            loss = loss_of(
-                model, digits.images[batch].double(), digits.labels[batch], step / total
-            )
+            loss = loss_of(model, digits.images[batch].double(), digits.labels[batch], step / total)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

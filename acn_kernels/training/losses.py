@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from acn_kernels.blocks import PostNormStack
 from acn_kernels.convert.conversion import chains
 from acn_kernels.models import ImageClassifier
+from acn_kernels.reference import sum_dtype
 from acn_kernels.stack import FusedACNStack
 
 
@@ -67,6 +68,40 @@ class SharedHeadLoss:
             self.weights[k - 1] * F.cross_entropy(model.forward_head(y), labels)
             for k, y in zip(depths, sums, strict=True)
         )
+
+
+class DistillationLoss:
+    """``(1-w) CE(z, labels) + w T^2 KL(softmax(z_teacher / T) || softmax(z / T))`` of the logits z:
+    the labels, and what a trained network makes of the same inputs (Hinton et al., arXiv
+    1503.02531, section 2).
+
+    Args:
+        teacher: a classifier of the same inputs and classes; it is in eval mode, and learns
+            nothing.
+        weight: w, in [0, 1]. temperature: T > 0, of both softmaxes.
+
+    Raises:
+        ValueError: weight or temperature is out of its range.
+    """
+
+    def __init__(self, teacher: nn.Module, weight: float = 0.5, temperature: float = 2.0) -> None:
+        if not 0 <= weight <= 1:
+            raise ValueError(f"weight is {weight}; it takes a number in [0, 1]")
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature is {temperature}; it takes a number above 0")
+        self.teacher = teacher.eval()
+        self.weight, self.temperature = weight, temperature
+
+    def __call__(self, model, images: Tensor, labels: Tensor, step: Step) -> Tensor:
+        with torch.no_grad():
+            told = self._softened(self.teacher(images))
+        logits = model(images)
+        apart = F.kl_div(self._softened(logits), told, reduction="batchmean", log_target=True)
+        of_labels = (1 - self.weight) * F.cross_entropy(logits, labels)
+        return of_labels + self.weight * self.temperature**2 * apart
+
+    def _softened(self, logits: Tensor) -> Tensor:
+        return F.log_softmax(logits.to(sum_dtype(logits.dtype)) / self.temperature, dim=-1)
 
 
 class BranchLoss(nn.Module):

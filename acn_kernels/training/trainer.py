@@ -52,6 +52,7 @@ class Trainer:
         replay: on CUDA, replays steps that repeat (:mod:`acn_kernels.repeated`). ``loss``
             must then not depend on the step; what ``after_backward`` keeps, it must keep in
             tensors that it changes in place.
+        autocast: the dtype that the forward pass is autocast to, torch.bfloat16 say; None is not.
 
     Raises:
         TypeError: a BottomUpAlpha is given for a model without a stack.
@@ -69,6 +70,7 @@ class Trainer:
         freeze: FreezeSchedule | None = None,
         after_backward: Callable[[], None] | None = None,
         replay: bool = False,
+        autocast: torch.dtype | None = None,
     ) -> None:
         self.model, self.recipe, self.loss, self.alpha = model, recipe, loss, alpha
         if isinstance(alpha, BottomUpAlpha) and not isinstance(model.blocks, FusedACNStack):
@@ -76,7 +78,7 @@ class Trainer:
         self.depth, self.freeze = None if depth is None else depth.checked(), freeze
         self._short, self._frozen = model, 0  # the layers that take part; how many do not learn
         self._alpha_now: float | tuple[float, ...] | None = None  # where a schedule has set it
-        self.after_backward = after_backward
+        self.after_backward, self.autocast = after_backward, autocast
         self.steps_per_epoch = recipe.steps_per_epoch(samples)
         self.step = Step(0, recipe.epochs * self.steps_per_epoch)
         parameters = list(model.parameters())
@@ -122,7 +124,9 @@ class Trainer:
         return loss
 
     def _update(self, images: Tensor, labels: Tensor) -> Tensor:
-        loss = self.loss(self._short, images, labels, self.step)
+        kind = images.device.type
+        with torch.autocast(kind, self.autocast, enabled=self.autocast is not None):
+            loss = self.loss(self._short, images, labels, self.step)
         self.optimizer.zero_grad()
         loss.backward()
         if self.after_backward is not None:

@@ -52,8 +52,9 @@ class Training:
     configuration, as sorted pairs. loss: a name in benchmarks.paper.trained.LOSSES. watch: test
     after every epoch, not only the last. track: do so at all depths, and keep the gradient norms of
     every epoch. first: how the weights begin, a name in FIRST_WEIGHTS there.
-    start: the training whose network this one goes on from, cut
-    where this one has fewer layers.
+    start: the training whose network this one goes on from, cut where this one has fewer layers.
+    teacher: the training whose network tells this one what it makes of the same inputs. half:
+    forward passes are autocast to bfloat16.
     """
 
     data: Data
@@ -68,6 +69,8 @@ class Training:
     track: bool = False
     first: str = "default"
     start: Training | None = None
+    teacher: Training | None = None
+    half: bool = False
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,7 @@ class TextClassifier(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Logits [B, classes]."""
+        ids = _trimmed(ids)
         return self.forward_head(_mean(self._encoded(ids).last_hidden_state, ids))
 
     def forward_head(self, y: Tensor, pre_logits: bool = False) -> Tensor:
@@ -70,6 +71,7 @@ class TextClassifier(nn.Module):
         self, ids: Tensor, indices: Sequence[int] | None = None
     ) -> list[Tensor]:
         """Features of the sub-networks, of all of them or of the depths ``indices``."""
+        ids = _trimmed(ids)
         states = self._encoded(ids, output_hidden_states=True).hidden_states
         chosen = states if indices is None else [states[k] for k in indices]
         return [_mean(state, ids) for state in chosen]
@@ -83,6 +85,15 @@ class TextClassifier(nn.Module):
         # Where FLOPs are counted there is no content to look at, and no padding.
         mask = None if ids.is_meta else (ids != PADDING).long()
         return self.encoder(ids, attention_mask=mask, **options)
+
+
+def _trimmed(ids: Tensor) -> Tensor:
+    """On a CPU, where a size may follow from the content at no cost, without the columns that are
+    padding in every row; there is one at least."""
+    if ids.device.type != "cpu":
+        return ids
+    taken = (ids != PADDING).any(0).nonzero()
+    return ids[:, : int(taken[-1]) + 1] if len(taken) else ids[:, :1]
 
 
 def _mean(y: Tensor, ids: Tensor) -> Tensor:

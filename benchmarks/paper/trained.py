@@ -21,6 +21,7 @@ from acn_kernels.training.digits import Split
 from acn_kernels.training.initialisation import dirac_
 from acn_kernels.training.losses import (
     BranchLoss,
+    DistillationLoss,
     LayerSkipLoss,
     SharedHeadLoss,
     deep_supervision,
@@ -139,11 +140,14 @@ class Context:
             known = self.trained(training.start).model
             model.load_state_dict(known.truncate(len(model.blocks)).state_dict())
         loss = LOSSES[training.loss](model.config)
+        if training.teacher is not None:
+            loss = DistillationLoss(self.trained(training.teacher).model)
         history = GradientHistory(model) if training.track else None
         trainer = Trainer(
             model, training.recipe, len(data.train.labels), loss, training.alpha,
             training.depth, training.freeze, history.note if history else None,
             replay=torch.device(self.device).type == "cuda" and training.loss in REPEATING,
+            autocast=torch.bfloat16 if training.half else None,
         )  # fmt: skip
         return trainer, Trained(model, loss), history
 

@@ -2,7 +2,9 @@
 
 alpha rises from 0 over a fine-tuning, and the upper half is cut at its end or beforehand. Against
 that stand the same fine-tuning of the lower half alone (layers dropped beforehand), and of the
-whole residual network with the losses of Aligned and LayerSkip.
+whole residual network with the losses of Aligned and LayerSkip. Ways that are taught begin where
+the fine-tuning of the whole residual network ends, with its lower half, and learn from what the
+whole makes of each sentence or image.
 """
 
 from dataclasses import dataclass, replace
@@ -17,22 +19,29 @@ from benchmarks.paper.spec import Data, Experiment, Plan, Row, Training
 from benchmarks.paper.text_models import MINILM
 
 WHOLE, BEFORE, DROPPED = "residual", "before", "layers dropped"
+CUT = "annealed to 0.1, cut before"
+TAUGHT = ", taught"
 
 
 @dataclass(frozen=True)
 class Way:
-    """dropped: only the lower half is there from the beginning, at half the cost."""
+    """dropped: only the lower half is there from the beginning, at half the cost. taught: goes on
+    from the whole network's fine-tuning, which is its teacher."""
 
     alpha: AlphaSchedule | None = None
     loss: str = "final"
     dropped: bool = False
+    taught: bool = False
 
 
+_A_LITTLE = AlphaSchedule(0.0, 0.1, 0.25)
 WAYS = {
     WHOLE: Way(),
     "annealed": Way(AlphaSchedule(0.0, 1.0, 0.5)),
-    "annealed to 0.1, cut before": Way(AlphaSchedule(0.0, 0.1, 0.25), dropped=True),
+    CUT: Way(_A_LITTLE, dropped=True),
+    CUT + TAUGHT: Way(_A_LITTLE, dropped=True, taught=True),
     DROPPED: Way(dropped=True),
+    DROPPED + TAUGHT: Way(dropped=True, taught=True),
     "Aligned": Way(loss="shared head"),
     "LayerSkip": Way(loss="layerskip"),
 }
@@ -46,12 +55,13 @@ def _ways(whole: Training, depth: int, key: str):
         trainings[name] = replace(
             whole, alpha=way.alpha, loss=way.loss,
             changes=half if way.dropped else whole.changes,
+            start=whole if way.taught else whole.start, teacher=whole if way.taught else None,
         )  # fmt: skip
     return Plan(trainings, {"half": depth // 2})
 
 
 TEXT_EPOCHS = {"small": 2, "paper": 3}
-LR = {"small": 2e-4, "paper": 5e-5}
+LR = {"small": 2e-4, "paper": 1e-4}
 TEXT = {
     "small": Data("sst2", train=512, test=600, tokens=16, held_out="test"),
     "paper": Data("sst2", tokens=64, held_out="test"),
@@ -64,7 +74,8 @@ def plan_text(preset):
         whole = replace(known, start=known)
         return _ways(whole, 4, "num_hidden_layers")
     recipe = Recipe(TEXT_EPOCHS[preset], batch_size=32, lr=LR[preset], warmup=0.25)
-    return _ways(Training(TEXT[preset], MINILM, (), recipe), DEPTH, "depth")
+    whole = Training(TEXT[preset], MINILM, (), recipe, half=preset == "paper")
+    return _ways(whole, DEPTH, "depth")
 
 
 IMAGE_EPOCHS = {"smoke": 2, "small": 3, "paper": 100}
@@ -91,6 +102,11 @@ def measure(context, plan, name):
     }
 
 
+def _dropped_alike(name):
+    """The same fine-tuning without long connections."""
+    return DROPPED + TAUGHT if name.endswith(TAUGHT) else DROPPED
+
+
 def _rows():
     cut = [name for name in WAYS if name != WHOLE]
     return (
@@ -98,7 +114,9 @@ def _rows():
               0, None, 100) for name in cut),
         *(Row("accuracy of the lower half, points", "half_accuracy", name, against, 1, None, 100)
           for name in cut if name.startswith("annealed")
-          for against in (DROPPED, "Aligned", "LayerSkip")),
+          for against in (_dropped_alike(name), "Aligned", "LayerSkip")),
+        Row("accuracy of the lower half, points", "half_accuracy", CUT + TAUGHT, DROPPED, 1, None,
+            100),
         *(Row("accuracy of all layers, points", "accuracy", name, WHOLE, 0, None, 100)
           for name in ("annealed",)),
     )  # fmt: skip
