@@ -63,11 +63,11 @@ class Count(TorchDispatchMode):
 @contextlib.contextmanager
 def launches_reported_to(count: Count) -> Iterator[None]:
     """Inside, every launch of the package's kernels is reported to ``count``."""
-    from acn_kernels.kernels import accumulate_norm, fork, join
+    from acn_kernels.kernels import accumulate_norm, fork, join, shares
 
     kernels = [
         (module, name, kernel)
-        for module in (fork, join, accumulate_norm)
+        for module in (fork, join, accumulate_norm, shares)
         for name, kernel in vars(module).items()
         if name.endswith("_kernel")
     ]

@@ -268,7 +268,7 @@ def smallest_launches():
 
 def test_a_single_row_of_a_single_layer_compiles():
     launches = smallest_launches()
-    assert len(launches) == 3
+    assert len(launches) == 4  # the backward pass takes two
     for launch in launches:
         cost = aot.compile_case(aot.case_of(launch.kernel.__name__, launch), "sm_90")
         assert cost.registers > 0

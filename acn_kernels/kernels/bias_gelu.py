@@ -13,6 +13,7 @@ from torch import Tensor
 
 from acn_kernels.kernels.activations import activated, activation_slope
 from acn_kernels.kernels.launch import as_rows, cdiv, column_sum_tile, column_tile, row_sum_programs
+from acn_kernels.kernels.shares import add_shares, shares_of
 
 
 @triton.jit
@@ -76,10 +77,10 @@ def bias_gelu_backward(dh: Tensor, z: Tensor, bias: Tensor) -> tuple[Tensor, Ten
     tile = column_sum_tile(width)
     columns = cdiv(width, tile.width)
     programs = row_sum_programs(z.device, rows, tile, columns)
-    dbias = z.new_empty((programs, width), dtype=torch.float32)
+    (dbias,) = shares = shares_of([bias], programs, z.device)
     if rows:
         bias_gelu_backward_kernel[(programs, columns)](
             dh_rows, z_rows, bias, dz, dbias, rows, width, dh_rows.stride(0), z_rows.stride(0),
             **tile.launch_options(),
         )  # fmt: skip
-    return dz, dbias.sum(0).to(bias.dtype)
+    return (dz, *add_shares(shares, [bias], z))

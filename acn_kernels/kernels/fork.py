@@ -21,6 +21,7 @@ from acn_kernels.kernels.launch import (
     single_row_tile,
 )
 from acn_kernels.kernels.row_norm import row_norm
+from acn_kernels.kernels.shares import add_shares, shares_of
 
 
 @triton.jit
@@ -159,26 +160,15 @@ def fork_backward(
     has_rows = row_map is not None and g is not None
     tile = row_sum_tile(width, x.dtype, crowded=has_scale)
     programs = row_sum_programs(x.device, rows, tile)
-
-    def shares(wanted: bool, *shape: int) -> Tensor:
-        return x.new_empty(shape if wanted else 0, dtype=torch.float32)
-
-    dweight = shares(weight is not None, programs, width)
-    dbias = shares(bias is not None, programs, width)
-    dscale = shares(has_scale, programs)
+    summed = (weight, bias, scale if has_scale else None)
+    shares = shares_of(summed, programs, x.device)
     if rows:
         fork_backward_kernel[(programs,)](
-            dh_rows, x_rows, g_rows, dx, weight, mean, rstd, scale, row_map,
-            dweight, dbias, dscale,
+            dh_rows, x_rows, g_rows, dx, weight, mean, rstd, scale, row_map, *shares,
             rows, width, x.shape[-2] if has_rows else 1, g.shape[-2] if has_rows else 1,
             dh_rows.stride(0), x_rows.stride(0), g_rows.stride(0),
             RMS=kind == "rms", HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None,
             HAS_DIRECT=g is not None, HAS_SCALE=has_scale, HAS_ROWS=has_rows,
             **tile.launch_options(),
         )  # fmt: skip
-    return (
-        dx,
-        dweight.sum(0).to(weight.dtype) if weight is not None else dweight,
-        dbias.sum(0).to(bias.dtype) if bias is not None else dbias,
-        dscale.sum().to(scale.dtype) if has_scale else dscale,
-    )
+    return (dx, *add_shares(shares, summed, x))

@@ -29,6 +29,9 @@ _SUM_TILE_ELEMENTS = 1024
 _SUM_REGISTERS_PER_THREAD = 128
 _CROWDED_SUM_REGISTERS_PER_THREAD = 168
 _REGISTERS_PER_MULTIPROCESSOR = 65536
+# Where those shares are added: narrow tiles make enough programs, high ones few turns.
+_SHARE_ROWS = 1024
+_SHARE_COLUMNS = 8  # 32 bytes, the least that memory hands out at once
 _PROGRAMS_PER_MULTIPROCESSOR = 2
 # An exit's program works alone on its sample: much in flight at once, in the registers there are.
 _EXIT_TILE_ELEMENTS = 8192
@@ -118,6 +121,13 @@ def column_sum_tile(width: int) -> RowTile:
         _MORE_ELEMENTS_PER_THREAD,
         _REGISTERS_PER_THREAD,
     )
+
+
+def share_tile(shares: int) -> RowTile:
+    """The tile for adding as many ``shares`` of sums over all rows."""
+    rows = min(_SHARE_ROWS, power_of_2(shares))
+    warps = rows * _SHARE_COLUMNS // (32 * _MORE_ELEMENTS_PER_THREAD)
+    return RowTile(rows, _SHARE_COLUMNS, max(1, warps), None)
 
 
 class StackTile(NamedTuple):

@@ -22,6 +22,7 @@ from acn_kernels.kernels.launch import (
     stack_backward_tile,
 )
 from acn_kernels.kernels.linear_stack import padded
+from acn_kernels.kernels.shares import add_shares, shares_of
 from acn_kernels.kernels.tile_product import tile_product
 
 
@@ -110,16 +111,12 @@ def linear_stack_backward(
     dz = torch.empty_like(kept)
     # x_1 .. x_{L-1}: kept where they tell their own slopes, else made again.
     inner = kept[:-1] if activation == "relu" else torch.empty_like(kept[:-1])
-
-    def shares(wanted: bool, *shape: int) -> Tensor:
-        return x.new_empty(shape if wanted else 0, dtype=torch.float32)
-
-    dbias = shares(bias is not None, programs, depth, tile.width)
-    dscales = shares(scales is not None, programs, depth + 1)
+    summed = (padded(bias, tile.width, 1), scales)
+    shares = shares_of(summed, programs, x.device)
     if rows:
         linear_stack_backward_kernel[(programs,)](
             g_rows, x_rows, padded(weight, tile.width, 2), scales, kept,
-            tile.scratch(x, rows), dx, dz, inner, dbias, dscales,
+            tile.scratch(x, rows), dx, dz, inner, *shares,
             rows, width, depth, g_rows.stride(0), x_rows.stride(0),
             ACTIVATION=activation, HAS_BIAS=bias is not None, HAS_SCALES=scales is not None,
             INCLUDE_INPUT=include_input, PRECISION=dot_precision(x.dtype),
@@ -129,9 +126,5 @@ def linear_stack_backward(
     dweight = torch.empty_like(weight, memory_format=torch.contiguous_format)
     torch.mm(dz[0].mT, x_rows, out=dweight[0])
     torch.bmm(dz[1:].mT, inner, out=dweight[1:])
-    return (
-        dx,
-        dweight,
-        dbias.sum(0)[:, :width].to(bias.dtype) if bias is not None else dbias,
-        dscales.sum(0).to(scales.dtype) if scales is not None else dscales,
-    )
+    dbias, dscales = add_shares(shares, summed, x)
+    return dx, dweight, dbias[..., :width].contiguous(), dscales

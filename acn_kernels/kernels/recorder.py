@@ -43,7 +43,8 @@ class Launch(NamedTuple):
                 constexprs[name] = value
                 continue
             signature[name] = type_name(value)
-            if type(value) is int and value % 16 == 0:
+            parts = value if isinstance(value, tuple) else (value,)
+            if all(type(part) is int and part % 16 == 0 for part in parts):
                 divisible.add(name)
         return signature, constexprs, frozenset(divisible)
 

@@ -99,6 +99,7 @@ MOVEMENTS: dict[str, Movement] = {
     "bias_gelu_backward_kernel": Movement(
         reads=("dh_ptr", "z_ptr"), writes=("dz_ptr", "dbias_ptr"), shared=("bias_ptr",)
     ),
+    "add_shares_kernel": Movement(reads=("shares",), writes=("sums",)),
     # Of a whole stack, x and the sum move once, however deep it is.
     "linear_stack_kernel": Movement(
         reads=("x_ptr",),

@@ -1,4 +1,5 @@
-"""Launches of the row-wise kernels: fork, join, accumulate_norm, bias_gelu."""
+"""Launches of the row-wise kernels: fork, join, accumulate_norm, bias_gelu, and of what adds up
+the shares that they leave."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from acn_kernels.kernels.fork import fork_backward, fork_forward
 from acn_kernels.kernels.join import join_forward
 from acn_kernels.kernels.launch import MAX_SOURCES, MAX_WIDTH
 from acn_kernels.kernels.recorder import launches_of
+from acn_kernels.kernels.shares import add_shares, shares_of
 
 # Narrow, ViT-S, ViT-B, odd, and the widest; fp32 where its registers matter most.
 CONFIGURATIONS = (
@@ -20,6 +22,7 @@ CONFIGURATIONS = (
 )
 _ROWS = 4096
 _TOKENS = 256
+_PROGRAMS = 1056  # of a backward pass on an H200
 
 
 def launches() -> dict[str, RegisteredLaunch]:
@@ -27,7 +30,7 @@ def launches() -> dict[str, RegisteredLaunch]:
     found = {}
     for width, dtype_name, dtype in CONFIGURATIONS:
         for label, call in _calls(width, dtype).items():
-            (launch,) = launches_of(*call)
+            launch, *_ = launches_of(*call)  # another adds shares: a case of its own
             found[f"{label}, D={width}, {dtype_name}]"] = RegisteredLaunch(launch)
     return found
 
@@ -49,6 +52,9 @@ def _calls(width: int, dtype: torch.dtype) -> dict[str, tuple]:
         scales = empty(sources, dtype=torch.float32) if scaled else None
         norm = (None, None) if kind == "none" else (weight, bias if kind == "layer" else None)
         return join_forward, [x] * sources, scales, *norm, eps, kind, dtype
+
+    def sums(*parameters: Tensor) -> tuple:
+        return add_shares, shares_of(parameters, _PROGRAMS, x.device), parameters, x
 
     backward = (fork_backward, x)
     stats = (mean, rstd)
@@ -76,6 +82,8 @@ def _calls(width: int, dtype: torch.dtype) -> dict[str, tuple]:
         f"join[{MAX_SOURCES} scaled sources, layer": join(MAX_SOURCES, True, "layer"),
         "bias_gelu[forward": (bias_gelu, x, bias),
         "bias_gelu[backward": (bias_gelu_backward, x, x, bias),
+        "add_shares[one": sums(weight),
+        "add_shares[three": sums(weight, bias, scale),
         "accumulate_norm[layer": (
             accumulate_norm, x, y, False, None, 1.0, None, weight, bias, eps, "layer", dtype,
         ),
