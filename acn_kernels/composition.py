@@ -28,17 +28,19 @@ class Composition:
         self._given = [*modules, _END]
         self._modules = list(dict.fromkeys(chain.from_iterable(m.modules() for m in modules)))
         self._types = list(map(type, self._modules))
-        self._settings = list(map(vars, self._modules))
-        self._lengths = list(map(len, self._settings))
-        named = [(x, name) for x in self._settings for name in x if name not in _OF_EVERY_MODULE]
+        settings = list(map(vars, self._modules))
+        named = [(x, name) for x in settings for name in x if name not in _OF_EVERY_MODULE]
         self._setters, self._names = [x for x, _ in named], [name for _, name in named]
         self._set = [x[name] for x, name in named]
         groups = ((m._parameters, m._buffers, m._modules) for m in self._modules)
         owners = list(chain.from_iterable(groups))
         self._owners = [owner for owner in owners if owner]
         self._held = list(chain.from_iterable(map(dict.values, self._owners)))
-        hooks = chain.from_iterable(map(hooks_of, self._modules))
-        self._empty = [*hooks, *(owner for owner in owners if not owner)]  # and has to stay so
+        hooks = list(chain.from_iterable(map(hooks_of, self._modules)))
+        self._hooked = any(hooks)
+        # What is empty has no values to compare, and has to stay so.
+        self._dicts = [*settings, *hooks, *(owner for owner in owners if not owner)]
+        self._sizes = list(map(len, self._dicts))
         self._ask = _extension.module() or _InPython
         tensors = [x for x in self._held if type(x) in (nn.Parameter, Tensor)]
         strided = [x for x in tensors if x.layout is torch.strided]
@@ -50,18 +52,26 @@ class Composition:
         """Whether these are the modules, made of the same as ever; never so where hooks wait to
         see one of them called."""
         return (
-            all(map(is_, (*modules, _END), self._given))
+            not self._hooked
+            and all(map(is_, (*modules, _END), self._given))
             and self._ask.values_are(self._owners, self._held)
-            and all(map(is_, map(type, self._modules), self._types))
-            and list(map(len, self._settings)) == self._lengths
+            and self._ask.types_are(self._modules, self._types)
             and self._ask.entries_are(self._setters, self._names, self._set)
-            and not any(self._empty)
+            and self._ask.sizes_are(self._dicts, self._sizes)
             and self._places.hold()
         )
 
 
 class _InPython:
     """What csrc/composition.h does, for where it has not been built."""
+
+    @staticmethod
+    def types_are(objects: list[object], types: list[type]) -> bool:
+        return all(map(is_, map(type, objects), types))
+
+    @staticmethod
+    def sizes_are(dicts: list[dict], sizes: list[int]) -> bool:
+        return list(map(len, dicts)) == sizes
 
     @staticmethod
     def values_are(dicts: list[dict], held: list[object]) -> bool:

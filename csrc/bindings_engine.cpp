@@ -82,6 +82,8 @@ void bind_engine(pybind11::module_& m) {
   py::class_<Places>(m, "Places")
       .def(py::init<std::vector<at::Tensor>>())
       .def("hold", &Places::hold);
+  m.def("types_are", &types_are);
+  m.def("sizes_are", &sizes_are);
   m.def("values_are", &values_are);
   m.def("entries_are", &entries_are);
 }

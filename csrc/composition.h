@@ -33,6 +33,26 @@ class Places {
   std::vector<std::pair<const void*, int64_t>> places_;
 };
 
+// Whether objects[i] is of the very type types[i] for all i.
+inline bool types_are(const pybind11::list& objects, const pybind11::list& types) {
+  const auto count = static_cast<Py_ssize_t>(types.size());
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(PyList_GET_ITEM(objects.ptr(), i)));
+    if (type != PyList_GET_ITEM(types.ptr(), i)) return false;
+  }
+  return true;
+}
+
+// Whether dicts[i] has sizes[i] entries for all i.
+inline bool sizes_are(const pybind11::list& dicts, const pybind11::list& sizes) {
+  const auto count = static_cast<Py_ssize_t>(sizes.size());
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    const Py_ssize_t size = PyLong_AsSsize_t(PyList_GET_ITEM(sizes.ptr(), i));
+    if (PyDict_GET_SIZE(PyList_GET_ITEM(dicts.ptr(), i)) != size) return false;
+  }
+  return true;
+}
+
 // Whether the values of all `dicts`, one after the other, are the objects in `held`.
 inline bool values_are(const pybind11::list& dicts, const pybind11::list& held) {
   const auto count = static_cast<Py_ssize_t>(held.size());

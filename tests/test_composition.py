@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from torch import nn
@@ -35,6 +37,26 @@ def test_entries_of_dicts(ask):
     assert not ask.entries_are(dicts, ["x", "y"], [a, a])
     assert not ask.entries_are(dicts, ["x", "x"], [a, b])
     assert ask.entries_are([], [], [])
+
+
+@asked
+def test_types_of_objects(ask):
+    class Number(int):
+        pass
+
+    assert ask.types_are([1, "a", Number(1)], [int, str, Number])
+    assert not ask.types_are([1, "a", Number(1)], [int, str, int]), "a subclass is another type"
+    assert ask.types_are([], [])
+
+
+@asked
+def test_sizes_of_dicts(ask):
+    dicts = [{}, {"a": 1}, OrderedDict(a=1, b=2)]
+    assert ask.sizes_are(dicts, [0, 1, 2]) and ask.sizes_are([], [])
+    dicts[0]["a"] = 1
+    assert not ask.sizes_are(dicts, [0, 1, 2])
+    del dicts[0]["a"], dicts[2]["b"]
+    assert not ask.sizes_are(dicts, [0, 1, 2]) and ask.sizes_are(dicts, [0, 1, 1])
 
 
 @asked
@@ -85,3 +107,13 @@ def test_whatever_changes_is_seen(change, extension, monkeypatch):
     assert not made_of.is_that_of([]) and not made_of.is_that_of([network, network])
     change(network)
     assert not made_of.is_that_of([network])
+
+
+@pytest.mark.parametrize("extension", [True, False])
+def test_nothing_is_kept_of_what_has_hooks(extension, monkeypatch):
+    """They may be others at the next question, as many as there were."""
+    if not extension:
+        monkeypatch.setattr(_extension, "module", lambda: None)
+    network = nn.Sequential(nn.Linear(3, 3))
+    network[0].register_forward_hook(lambda *_: None)
+    assert not Composition([network]).is_that_of([network])

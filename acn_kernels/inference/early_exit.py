@@ -106,10 +106,11 @@ class EarlyExit(nn.Module):
         Raises:
             ValueError: the model is sharded by FSDP and there are exits.
         """
-        batch = batch_of(self.model, *inputs, **named)
-        if is_fsdp(self.model):
+        model = self.model
+        batch = batch_of(model, *inputs, **named)
+        if is_fsdp(model):
             return self._in_step(batch)
-        inside = self._mixer_exit(batch)
+        inside = self._mixer_exit(model, batch)
         if inside is not None:
             return ExitResult(*inside(batch.tensors[0], self.exits, self.threshold))
         engine = self._engine(batch)
@@ -118,15 +119,15 @@ class EarlyExit(nn.Module):
             return ExitResult(*engine.decided(inputs, self.exits, self.threshold, self.criterion))
         return self._by_segments(*batch.for_layers())
 
-    def _mixer_exit(self, batch: ImageBatch | TextBatch) -> MixerExit | None:
+    def _mixer_exit(self, model: nn.Module, batch: ImageBatch | TextBatch) -> MixerExit | None:
         """The way through one kernel, where no sample waits for another; None where there is none
         for this call, or a better one."""
-        if type(self.model) is not Mixer or self.criterion != "entropy":
+        if type(model) is not Mixer or self.criterion != "entropy":
             return None
         images = batch.tensors[0]
-        if not images.is_cuda and self.model.blocks.backend != "triton":
+        if not images.is_cuda and model.blocks.backend != "triton":
             return None
-        made = self._kept.of([self.model], MixerExit.of)
+        made = self._kept.of([model], MixerExit.of)
         return None if isinstance(made, str) or made.obstacle(images) else made
 
     def _in_step(self, batch: ImageBatch | TextBatch) -> ExitResult:

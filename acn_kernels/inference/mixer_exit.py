@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from acn_kernels import functional
 from acn_kernels.hooks import is_plain_linear
@@ -15,6 +16,7 @@ from acn_kernels.models import Mixer
 from acn_kernels.norm_spec import NormSpec
 from acn_kernels.repeated import Repeated
 from acn_kernels.stack import FusedACNStack
+from acn_kernels.validation import under_autocast
 from acn_kernels.whole_stack import MixerLayers
 
 _LARGEST = 512  # images: beyond, a batch takes longer to run than to launch
@@ -26,6 +28,8 @@ class MixerExit:
 
     def __init__(self, model: Mixer, layers: MixerLayers) -> None:
         self._model, self._layers = model, layers
+        self._stack, self._head = model.blocks, model.head  # to look up a child takes its time
+        self._obstacles: dict[tuple, str | None] = {}
         self._setting: tuple | None = None
 
     @classmethod
@@ -47,11 +51,19 @@ class MixerExit:
     def obstacle(self, images: Tensor) -> str | None:
         """Why the kernel does not run for these images; None where it does and, with backend
         "auto", is the faster way."""
-        config, head, backend = self._model.config, self._model.head, self._model.blocks.backend
         if self._model.training:
             return "the model is in training mode"
-        if head.weight.dtype != images.dtype:
-            return f"the head is {head.weight.dtype}, its input {images.dtype}"
+        # All else that may change while the model is made of the same.
+        autocast, forward_mode = under_autocast(images), forward_ad._current_level >= 0
+        kind = images.dtype, images.device, autocast, forward_mode
+        if kind not in self._obstacles:
+            self._obstacles[kind] = self._obstacle_to_kind(images)
+        return self._obstacles[kind]
+
+    def _obstacle_to_kind(self, images: Tensor) -> str | None:
+        config, dtype, backend = self._model.config, self._head.weight.dtype, self._stack.backend
+        if dtype != images.dtype:
+            return f"the head is {dtype}, its input {images.dtype}"
         if backend != "triton":
             if backend != "auto" or not images.is_cuda:
                 return f"backend is {backend!r} on {images.device.type}"
@@ -67,7 +79,7 @@ class MixerExit:
         setting = exits, threshold, images.device
         if setting != self._setting:
             # On the device once: building it anew copies from the host, and waits for the device.
-            mask = [int(k in exits) for k in range(len(self._model.blocks) + 1)]
+            mask = [int(k in exits) for k in range(len(self._stack) + 1)]
             mask = torch.tensor(mask, dtype=torch.int32, device=images.device)
             self._step = functools.partial(_decided, self._model, self._layers, mask, threshold)
             self._repeated, self._setting = Repeated(self._step), setting
@@ -75,8 +87,10 @@ class MixerExit:
         if not 0 < batch <= _LARGEST or not _replays(images):
             return self._step(images)
         fill = _recorded_size(batch) - batch
-        if fill:  # with an image that is there: another might run longer than all of them
-            images = torch.cat([images, images[-1:].expand(fill, -1, -1, -1)])
+        if not fill:
+            return self._repeated(stream_of(images), images)
+        # With an image that is there: another might run longer than all of them.
+        images = torch.cat([images, images[-1:].expand(fill, -1, -1, -1)])
         logits, depth = self._repeated(stream_of(images), images)
         return logits[:batch], depth[:batch]
 
