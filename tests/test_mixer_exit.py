@@ -9,6 +9,7 @@ import torch
 from conftest import DEVICE
 from layers import make_norm
 from torch import nn
+from torch.autograd import forward_ad
 
 from acn_kernels import NormSpec, dispatch, functional, reference
 from acn_kernels.blocks import MixerBlock
@@ -264,6 +265,23 @@ def test_what_keeps_early_exit_from_the_kernel():
     if DEVICE == "cpu":
         network.blocks.backend = "auto"
         assert "auto" in obstacle(network)
+
+
+def test_what_is_known_of_the_model_is_asked_of_every_call():
+    """One answer for each kind of images and each mode, kept or not."""
+    network = exiting_model()
+    images = torch.randn(2, 1, 8, 8, device=DEVICE)
+    inside = MixerExit.of([network])
+    for _ in range(2):
+        assert inside.obstacle(images) is None
+        with torch.autocast(torch.device(DEVICE).type, torch.bfloat16):
+            assert "autocast" in inside.obstacle(images)
+        with forward_ad.dual_level():
+            assert "forward-mode" in inside.obstacle(images)
+        assert "float16" in inside.obstacle(images.half())
+        network.train()
+        assert "training" in inside.obstacle(images)
+        network.eval()
 
 
 @pytest.mark.parametrize(

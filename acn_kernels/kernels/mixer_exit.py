@@ -17,44 +17,90 @@ from acn_kernels.kernels.launch import persistent_programs
 from acn_kernels.kernels.mixer_layer import mixer_layer, mixer_sizes, packed
 from acn_kernels.kernels.row_norm import row_norm
 
+_CLASS_CHUNK = 16  # as many as a matrix product takes at least
+
 
 @triton.jit
-def head_entropy(
-    pooled, sample, logits_ptr, head_weight_ptr, head_bias_ptr, classes,
-    D: tl.constexpr, HAS_HEAD_BIAS: tl.constexpr, CLASS_CHUNK: tl.constexpr,
-    PRECISION: tl.constexpr,
+def head_part(
+    weight_ptr, bias_ptr, start, classes, col,
+    D: tl.constexpr, HAS_BIAS: tl.constexpr, CLASS_CHUNK: tl.constexpr,
+):  # fmt: skip
+    """(weight [CLASS_CHUNK, columns], bias [CLASS_CHUNK]) of the classes from ``start`` on; zero
+    for those that there are not."""
+    label = start + tl.arange(0, CLASS_CHUNK)
+    there = label < classes
+    at = weight_ptr + label[:, None] * D + col[None, :]
+    weight = tl.load(at, mask=there[:, None] & (col < D)[None, :], other=0.0)
+    bias = tl.zeros([CLASS_CHUNK], dtype=weight.dtype)
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + label, mask=there, other=0.0)
+    return weight, bias
+
+
+@triton.jit
+def head_logits(
+    h, weight, bias, start, sample, logits_ptr, classes,
+    T: tl.constexpr, FIRST_TOKEN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The sample's logits [1, CLASS_CHUNK] of the classes from ``start`` on, rounded as they are
+    written, in fp32; -inf for classes that there are not.
+
+    The head comes before the pooling, which it lets pass: a product of all tokens costs less than
+    a sum along the columns of h.
+    """
+    token = tl.arange(0, h.shape[0])
+    label = start + tl.arange(0, weight.shape[0])
+    there = label < classes
+    z = tl.dot(h, weight.T, input_precision=PRECISION)
+    if FIRST_TOKEN:
+        z = tl.sum(tl.where((token == 0)[:, None], z, 0.0), axis=0)
+    else:
+        z = tl.sum(tl.where((token < T)[:, None], z, 0.0), axis=0) / T
+    rounded = (z + bias.to(tl.float32)).to(logits_ptr.dtype.element_ty)
+    tl.store(logits_ptr + sample.to(tl.int64) * classes + label, rounded, mask=there)
+    return tl.where(there, rounded.to(tl.float32), float("-inf"))[None, :]
+
+
+@triton.jit
+def softmax_sums(logit, largest):
+    """(sum of e, sum of e t) along the second axis, with t = logit - largest and e = exp(t); where
+    a class is impossible its share is 0."""
+    t = logit - tl.where(largest == float("-inf"), 0.0, largest)[:, None]
+    e = tl.exp(t)
+    return tl.sum(e, axis=1), tl.sum(e * tl.where(e == 0.0, 0.0, t), axis=1)
+
+
+@triton.jit
+def exit_entropy(
+    h, weight, bias, sample, logits_ptr, head_weight_ptr, head_bias_ptr, classes,
+    T: tl.constexpr, D: tl.constexpr, FIRST_TOKEN: tl.constexpr, HAS_HEAD_BIAS: tl.constexpr,
+    CLASS_CHUNK: tl.constexpr, ONE_CHUNK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Writes the sample's logits, rounded; returns the entropy of their softmax, in nats.
 
-    A softmax over chunks of classes: with m the largest logit so far, it carries the sums of
-    e = exp(logit - m) and of e (logit - m). Where a class is impossible its share is 0.
+    ``weight`` and ``bias`` are the head's first part. Further parts make the sums those to a
+    higher largest logit. All is kept as a row of numbers: of two sums after a product, Triton does
+    not compile one of a vector for sm_100.
     """
-    col = tl.arange(0, pooled.shape[0])
-    largest = float("-inf")
-    total = 0.0
-    moment = 0.0
-    for start in range(0, classes, CLASS_CHUNK):
-        label = start + tl.arange(0, CLASS_CHUNK)
-        there = label < classes
-        at = head_weight_ptr + label[:, None] * D + col[None, :]
-        weight = tl.load(at, mask=there[:, None] & (col < D)[None, :], other=0.0)
-        # As many equal columns as a matrix product takes at least.
-        columns = tl.broadcast_to(pooled[:, None], (pooled.shape[0], 16))
-        logit = tl.max(tl.dot(weight, columns, input_precision=PRECISION), axis=1)
-        if HAS_HEAD_BIAS:
-            logit += tl.load(head_bias_ptr + label, mask=there, other=0.0).to(tl.float32)
-        rounded = logit.to(logits_ptr.dtype.element_ty)
-        tl.store(logits_ptr + sample.to(tl.int64) * classes + label, rounded, mask=there)
-        logit = tl.where(there, rounded.to(tl.float32), float("-inf"))
-        before = largest
-        largest = tl.maximum(before, tl.max(logit, axis=0))
-        shift = tl.where(total == 0.0, 0.0, before - largest)
-        moment = (moment + total * shift) * tl.exp(shift)
-        total *= tl.exp(shift)
-        e = tl.exp(logit - tl.where(largest == float("-inf"), 0.0, largest))
-        total += tl.sum(e, axis=0)
-        moment += tl.sum(e * tl.where(e == 0.0, 0.0, logit - largest), axis=0)
-    return tl.log(total) - moment / total
+    logit = head_logits(h, weight, bias, 0, sample, logits_ptr, classes, T, FIRST_TOKEN, PRECISION)
+    largest = tl.max(logit, axis=1)
+    total, moment = softmax_sums(logit, largest)
+    if not ONE_CHUNK:
+        col = tl.arange(0, h.shape[1])
+        for start in range(CLASS_CHUNK, classes, CLASS_CHUNK):
+            weight, bias = head_part(
+                head_weight_ptr, head_bias_ptr, start, classes, col, D, HAS_HEAD_BIAS, CLASS_CHUNK
+            )
+            logit = head_logits(
+                h, weight, bias, start, sample, logits_ptr, classes, T, FIRST_TOKEN, PRECISION
+            )
+            before = largest
+            largest = tl.maximum(before, tl.max(logit, axis=1))
+            shift = tl.where(total == 0.0, 0.0, before - largest)
+            more, more_moment = softmax_sums(logit, largest)
+            moment = (moment + total * shift) * tl.exp(shift) + more_moment
+            total = total * tl.exp(shift) + more
+    return (tl.log(total) - moment / total).item()
 
 
 @triton.jit
@@ -64,7 +110,7 @@ def mixer_exit_kernel(
     samples, layers, classes, layer_eps, eps, threshold,
     INCLUDE_INPUT: tl.constexpr, HAS_SCALES: tl.constexpr, FIRST_TOKEN: tl.constexpr,
     NORM: tl.constexpr, RMS: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr,
-    HAS_HEAD_BIAS: tl.constexpr, CLASS_CHUNK: tl.constexpr,
+    HAS_HEAD_BIAS: tl.constexpr, CLASS_CHUNK: tl.constexpr, ONE_CHUNK: tl.constexpr,
     T: tl.constexpr, D: tl.constexpr, TOKEN_HIDDEN: tl.constexpr, CHANNEL_HIDDEN: tl.constexpr,
     CLOSING: tl.constexpr, TILE_T: tl.constexpr, TILE_D: tl.constexpr,
     TOKEN_CHUNK: tl.constexpr, CHANNEL_CHUNK: tl.constexpr, PRECISION: tl.constexpr,
@@ -93,21 +139,25 @@ def mixer_exit_kernel(
             else:
                 y += x.to(tl.float32)
             if (layer == layers) | (tl.load(exits_ptr + layer) != 0):
-                # Rounded where modules of their own would round: norm, pooling, head.
+                # What memory has to bring is asked for before there is work to hide it behind.
+                weight, bias = head_part(
+                    head_weight_ptr, head_bias_ptr, 0, classes, col, D, HAS_HEAD_BIAS, CLASS_CHUNK
+                )
+                if HAS_WEIGHT:
+                    gamma = tl.load(weight_ptr + col, mask=col < D, other=0.0)
+                if HAS_BIAS:
+                    beta = tl.load(bias_ptr + col, mask=col < D, other=0.0)
                 h = y
                 if NORM:
-                    h, _, _ = row_norm(
-                        y, mask, col, D, eps, weight_ptr, bias_ptr, RMS, HAS_WEIGHT, HAS_BIAS
-                    )
-                h = h.to(x_ptr.dtype.element_ty).to(tl.float32)
-                if FIRST_TOKEN:
-                    pooled = tl.sum(tl.where((token == 0)[:, None], h, 0.0), axis=0)
-                else:
-                    pooled = tl.sum(tl.where(mask, h, 0.0), axis=0) / T
-                pooled = pooled.to(x_ptr.dtype.element_ty)
-                entropy = head_entropy(
-                    pooled, sample, logits_ptr, head_weight_ptr, head_bias_ptr, classes,
-                    D, HAS_HEAD_BIAS, CLASS_CHUNK, PRECISION,
+                    h, _, _ = row_norm(y, mask, col, D, eps, None, None, RMS, False, False)
+                if HAS_WEIGHT:
+                    h *= gamma.to(tl.float32)[None, :]
+                if HAS_BIAS:
+                    h += beta.to(tl.float32)[None, :]
+                entropy = exit_entropy(
+                    h.to(x_ptr.dtype.element_ty), weight, bias, sample, logits_ptr,
+                    head_weight_ptr, head_bias_ptr, classes,
+                    T, D, FIRST_TOKEN, HAS_HEAD_BIAS, CLASS_CHUNK, ONE_CHUNK, PRECISION,
                 )  # fmt: skip
                 # NaN is below nothing, and goes all the way.
                 if (layer == layers) | (entropy < threshold):
@@ -152,7 +202,8 @@ def mixer_exit(
             INCLUDE_INPUT=include_input, HAS_SCALES=scales is not None,
             FIRST_TOKEN=pooling == "first", NORM=kind != "none", RMS=kind == "rms",
             HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None,
-            HAS_HEAD_BIAS=head_bias is not None, CLASS_CHUNK=16,
+            HAS_HEAD_BIAS=head_bias is not None, CLASS_CHUNK=_CLASS_CHUNK,
+            ONE_CHUNK=classes <= _CLASS_CHUNK,
             **mixer_sizes(x, parameters),
         )  # fmt: skip
     return logits, depth, counts
