@@ -14,7 +14,7 @@ from acn_kernels.kernels.mixer_stack_backward import mixer_stack_backward
 from acn_kernels.kernels.recorder import launches_of
 
 _SAMPLES = 512
-_CLASSES = 10
+_CLASSES = {"": 10, "100 classes, ": 100}  # one chunk of them, and several
 # So that a multiprocessor of sm_90 or later, of 228 KB, holds two programs.
 _SHARED_BYTES = 113 * 1024
 # A sample in four warps is twice as fast as in the eight that would hold it without a spill; most
@@ -73,11 +73,14 @@ def _calls(sizes: Sizes, dtype: torch.dtype, closing: bool) -> dict[str, tuple]:
     norm = (empty(width), empty(width), 1e-5, 1e-5, "layer", True)
     return {
         "mixer_stack[inference, ": (mixer_stack, x, parameters, None, *norm, False),
-        "mixer_exit[": (
-            *(mixer_exit, x, parameters, None, empty(width), empty(width)),
-            *(empty(depth + 1, dtype=torch.int32), empty(_CLASSES, width), empty(_CLASSES)),
-            *(1e-5, 1e-5, "layer", True, "mean", 0.7),
-        ),
+        **{
+            f"mixer_exit[{label}": (
+                *(mixer_exit, x, parameters, None, empty(width), empty(width)),
+                *(empty(depth + 1, dtype=torch.int32), empty(classes, width), empty(classes)),
+                *(1e-5, 1e-5, "layer", True, "mean", 0.7),
+            )
+            for label, classes in _CLASSES.items()
+        },
         "mixer_stack[training, scales, ": (mixer_stack, x, parameters, scales, *norm, True),
         "mixer_stack_backward[": (
             *(mixer_stack_backward, g, x, kept, parameters, scales, 1e-5, True),
