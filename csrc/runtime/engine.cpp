@@ -57,7 +57,7 @@ std::vector<int64_t> stops_of(const RunOptions& options, int64_t layers) {
 // Throws std::invalid_argument where the engine does not run the model on the device.
 void check_place(const Config& config, at::Device device) {
   device::check(device);
-  if (!device.is_cpu() && config.alpha != 1) {
+  if (!device.is_cpu() && config.family != Family::bert && config.alpha != 1) {
     throw std::invalid_argument(text("alpha is ", config.alpha, "; on ", device, " it takes 1"));
   }
 }
