@@ -12,6 +12,7 @@ from test_engine import (
     DEPTH,
     EXITS,
     certainty,
+    check_nan_in_a_bias,
     clear_threshold,
     images_for,
     network_of,
@@ -133,6 +134,14 @@ def test_nan_never_leaves_early(criterion, way):
     assert depth.tolist() == [1, DEPTH, 1] and undecided == 1
     assert counts == {1: 2, 2: 0, 3: 0, DEPTH: 1}
     assert logits[1].isnan().all() and not logits[[0, 2]].isnan().any()
+
+
+@gpu
+@needs_kernels
+@pytest.mark.parametrize("bias", ["fc1", "fc2"])
+@pytest.mark.parametrize("kind", ["mixer", "closing mixer"])
+def test_nan_in_the_bias_of_a_token_reaches_all_logits(kind, bias):
+    check_nan_in_a_bias(on_gpu(kind), bias)
 
 
 SYNCHRONISING = ("cudaDeviceSynchronize", "cudaStreamSynchronize", "cudaEventSynchronize",
