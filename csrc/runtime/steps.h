@@ -42,7 +42,7 @@ class Steps {
   // two that holds those alive. They move to the front. The first step takes all rows of the kind.
   void queue(size_t s, int64_t rows);
 
-  // A batch comes in, zeros behind samples that are shorter than the kind's, and its results go out.
+  // A batch comes in, with zeros behind what is shorter than the kind, and its results go out.
   void load(const at::Tensor& input);
   void unload(int64_t batch, const Results& results) const;
 

@@ -52,7 +52,7 @@ void move(const Tensor& to, const Tensor& from, const Tensor& places) {
 
 void check_head(const Model& model) {
   const Head* head = model.head();
-  if (!head) throw std::invalid_argument("on cuda the engine runs ViT, Mixer and BERT models alone");
+  if (!head) throw std::invalid_argument("on cuda the engine runs ViT, Mixer and BERT alone");
   const int64_t width = head->linear.weight.size(1);
   if (width > cuda::kMaxExitWidth) {
     throw std::invalid_argument(text("the model's width is ", width, "; on cuda the engine takes ",

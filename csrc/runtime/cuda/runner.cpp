@@ -22,7 +22,7 @@ using at::Tensor;
 constexpr int64_t kMostRows = 64;   // of a batch that is captured: larger ones keep the device busy
 constexpr size_t kMostCaptured = 8;  // kinds of batches that are kept
 constexpr size_t kMostSeen = 64;     // kinds that came once
-constexpr int64_t kPause = 64;  // calls, once all are kept, from one that takes another's place on
+constexpr int64_t kPause = 64;       // calls between captures that take another's place
 
 // The captured batches of a model: those used last, and how they came to be.
 class Captures {
