@@ -21,6 +21,7 @@ NORMS = {"none": 0, "layer": 1, "rms": 2}
 ENTRIES = """
 #include "acn/cuda/accumulate_norm.h"
 #include "acn/cuda/bias_gelu.h"
+#include "acn/cuda/bias_norm.h"
 #include "acn/cuda/compact.h"
 #include "acn/cuda/exit_head.h"
 #include "acn/cuda/join.h"
@@ -29,6 +30,7 @@ using namespace acn::cuda;
 extern "C" {
 int run_accumulate_norm(const AccumulateNorm* a) { return accumulate_norm(*a, nullptr); }
 int run_bias_gelu(const BiasGelu* a) { return bias_gelu(*a, nullptr); }
+int run_bias_norm(const BiasNorm* a) { return bias_norm(*a, nullptr); }
 int run_join(const Join* a) { return join(*a, nullptr); }
 int run_exit_head(const ExitHead* a) { return exit_head(*a, nullptr); }
 int run_compact(const Compaction* a) { return compact(*a, nullptr); }
@@ -58,6 +60,10 @@ AccumulateNorm = _structure(
 BiasGelu = _structure(
     "BiasGelu", samples=c_int64, tokens=c_int64, width=c_int64, z=OutRows, bias=Vector
 )
+BiasNorm = _structure(
+    "BiasNorm", samples=c_int64, tokens=c_int64, width=c_int64, z=OutRows, token_bias=Vector,
+    weight=Vector, bias=Vector, eps=c_float,
+)  # fmt: skip
 Join = _structure(
     "Join", rows=c_int64, width=c_int64, xs=POINTER(Rows), terms=c_int64, scales=c_void_p,
     y=c_void_p, out=OutRows, mean=c_void_p, rstd=c_void_p, weight=Vector, bias=Vector,

@@ -152,6 +152,27 @@ def test_bias_gelu_along_tokens(library, memory, dtype, shape, off):
     assert_close(z, truth, dtype)
 
 
+@pytest.mark.parametrize("off", [0, 3])
+@pytest.mark.parametrize("shape", [(2, 5, 64), (3, 2, 7), (1, 300, 257), (2, 1, 5000), (0, 4, 8)],
+                         ids=str)  # fmt: skip
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_bias_norm_along_tokens(library, memory, dtype, shape, off):
+    z, bias = memory.draw(*shape, dtype=dtype, off=off), memory.draw(shape[1], dtype=dtype)
+    weight, shift, spec = norm_of(memory, "layer", shape[2], dtype)
+    bad = shape[1] > 1
+    if bad:
+        bias[1] = torch.nan  # which no mean takes away
+    truth = reference.norm(z.double() + bias.double()[:, None], spec)
+    given = cuda.BiasNorm(
+        *shape, cuda.out_rows(z), cuda.vector(bias), cuda.vector(weight), cuda.vector(shift), EPS
+    )
+    assert library.run_bias_norm(ctypes.byref(given)) == 0
+    if bad:
+        assert z[:, 1].isnan().all() and not z[:, 0].isnan().any()
+        z, truth = z[:, ::2], truth[:, ::2]
+    assert_close(z, truth, dtype, among=8)
+
+
 def check_join(library, memory, xs, kind, scales=None, dtype=None):
     count, width = xs[0].shape
     dtype = dtype or xs[0].dtype

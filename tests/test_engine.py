@@ -181,6 +181,21 @@ def test_bf16(engine_alone, kind):
         assert error < 0.06 * truth[depth].abs().max()
 
 
+def check_nan_in_a_bias(network, bias: str) -> None:
+    images = images_for(network, 3).to(network.head.weight)
+    with torch.no_grad():
+        getattr(network.blocks[1].token_mlp, bias).bias[2] = torch.nan
+    engine = Engine.from_model(network)
+    assert not engine(images, depth=1).logits.isnan().any()
+    assert engine(images, depth=2).logits.isnan().all()
+
+
+@pytest.mark.parametrize("bias", ["fc1", "fc2"])
+@pytest.mark.parametrize("kind", ["mixer", "closing mixer"])
+def test_nan_in_the_bias_of_a_token_reaches_all_logits(kind, bias):
+    check_nan_in_a_bias(network_of(kind), bias)
+
+
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_nan_never_leaves_early(engine_alone, criterion):
     network = network_of("closing mixer")

@@ -49,10 +49,10 @@ class EarlyExit(nn.Module):
     At an exit the head reads norm(y_k) of the samples still under way; those that leave are taken
     out of the batch, the rest go on. NaN is never sure: such a sample runs to full depth.
 
-    A ViT or Mixer (fp32, bf16) runs in the C++ engine (:class:`acn_kernels.inference.Engine`) where
-    the extension is built, for a GPU with its CUDA kernels, and ``blocks.backend`` is "auto" or
-    "native", with equal results. On a GPU no host waits for the results. On the CPU so do an ACN
-    BERT, and residual twins.
+    A ViT, a Mixer or an ACN BERT (fp32, bf16) runs in the C++ engine
+    (:class:`acn_kernels.inference.Engine`) where the extension is built, for a GPU with its CUDA
+    kernels, and ``blocks.backend`` is "auto" or "native", with equal results; on the CPU at any one
+    alpha, on a GPU a BERT too, the others at alpha 1. On a GPU no host waits for the results.
 
     Before that, a Mixer in half precision on a GPU does all of it in one kernel, in which each
     sample stops at its own depth (:func:`acn_kernels.functional.mixer_exit`); so does any Mixer

@@ -28,8 +28,9 @@ class EngineResult(NamedTuple):
 
 
 class Engine:
-    """Truncated and early-exit inference with no Python between the layers: of a ViT or a Mixer,
-    and on the CPU of an ACN BERT that classifies texts, at any alpha: the residual twin too.
+    """Truncated and early-exit inference with no Python between the layers: of a ViT, a Mixer or an
+    ACN BERT that classifies texts, at any one alpha: the residual twin too. (A ViT or Mixer on a
+    GPU at alpha 1 alone.)
 
     The GIL is released while it runs, and many threads may call one engine at once.
 
@@ -40,7 +41,9 @@ class Engine:
     how many samples stay, when the device already has the next layers to do. Batches of up to 64
     samples run from CUDA graphs, captured when their size, exits and threshold come for the
     second time; with CUDA 12.8 or later the device takes its way through the graph by itself and
-    no host waits inside a batch. The kinds of batches that were used last are kept.
+    no host waits inside a batch. The kinds of batches that were used last are kept. Of texts the
+    length is part of the kind, filled up to 16, 32, 64, 128, 192, ... tokens with padding; numbers
+    out of range, which the CPU refuses, make a text's logits NaN, for no host looks at them.
 
     Of an fp32 Mixer on the CPU the logits are the same bit for bit whatever else is in the batch,
     and on any number of threads, where the processor has AVX2 or AVX-512 and no weight more than

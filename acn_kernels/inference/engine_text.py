@@ -110,8 +110,6 @@ def obstacle_in_text_options(model: nn.Module) -> str | None:
     blocks = type(stack) is PostNormStack and stack.granularity == "block"
     if not blocks or not isinstance(stack.alpha, float):
         return "the wiring is not plain: one alpha, blocks as layers"
-    if next(model.parameters()).is_cuda:
-        return "texts run on the CPU"
     if stack.norm is not None or stack.rows is not None:
         return "the stack has a norm or rows of its own"
     return None

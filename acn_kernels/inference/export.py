@@ -15,7 +15,12 @@ from torch import Tensor, nn
 from acn_kernels.files import written_whole
 from acn_kernels.inference.engine_model import obstacle_to_engine_of
 from acn_kernels.inference.engine_text import is_bert, text_config
-from acn_kernels.inference.programs import compile_parts, compile_segments, remove_programs
+from acn_kernels.inference.programs import (
+    compile_parts,
+    compile_segments,
+    compile_text_segments,
+    remove_programs,
+)
 from acn_kernels.models import Model
 from acn_kernels.models.base import CONFIG_FILE, WEIGHTS_FILE
 from acn_kernels.validation import check_depth
@@ -43,7 +48,7 @@ def export(
         dtype: "fp32" or "bf16", in which the runtime then computes.
         aot_exits: also compiles the layers between these depths, the input and the output by
             AOTInductor, into ``segment-BEGIN-END.pt2`` each (needs a C++ compiler; seconds each).
-            An engine that loads them runs them where it stops at those depths. Not of a BERT.
+            An engine that loads them runs them where it stops at those depths.
         example: inputs [B, ...] as ``model.embed`` takes them, for what is compiled as a whole and
             no :class:`~acn_kernels.models.ImageClassifier`.
 
@@ -67,9 +72,7 @@ def export(
         raise ValueError(
             f"the engine does not run this model: {obstacle}; with aot_exits it is compiled"
         )
-    stops = []
-    if aot_exits is not None:
-        stops = sorted({0, *(check_depth(k, layers, True, "aot_exits") for k in aot_exits), layers})
+    stops = _stops(aot_exits, layers)
     if obstacle:
         return compile_parts(model, folder, stops, example)
     remove_programs(folder)
@@ -77,20 +80,24 @@ def export(
     compile_segments(model, folder, stops)
 
 
+def _stops(aot_exits: Sequence[int] | None, layers: int) -> list[int]:
+    """The depths at which compiled segments begin and end; none where nothing is compiled."""
+    if aot_exits is None:
+        return []
+    return sorted({0, *(check_depth(k, layers, True, "aot_exits") for k in aot_exits), layers})
+
+
 def _export_bert(model, folder, depth, dtype, aot_exits) -> None:
-    if aot_exits is not None:
-        raise ValueError(f"aot_exits is {aot_exits!r}; of a BERT no layers are compiled")
-    model = model if depth is None else model.truncate(depth)
+    layers = check_depth(depth, len(model.blocks), True)
+    stops = _stops(aot_exits, layers)
+    model = copy.deepcopy(model.truncate(layers)).to("cpu", DTYPES[dtype]).eval()
     obstacle = obstacle_to_engine_of(model)
     if obstacle:
         raise ValueError(f"the engine does not run this model: {obstacle}")
-    config = text_config(model)
-    weights = {
-        name: tensor.detach().to("cpu", DTYPES[dtype]).contiguous()
-        for name, tensor in model.state_dict().items()
-    }
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     remove_programs(folder)
     with written_whole(folder / WEIGHTS_FILE) as path:
         save_file(weights, path)
     with written_whole(folder / CONFIG_FILE) as path:
-        path.write_text(json.dumps(config, indent=2) + "\n")
+        path.write_text(json.dumps(text_config(model), indent=2) + "\n")
+    compile_text_segments(model, folder, stops)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,16 @@ _LARGEST_BATCH = 1 << 20
 _LARGEST_ONNX = 2 << 30  # bytes that fit into one file
 
 
-def batch_program(module: nn.Module, inputs: Sequence[Tensor]) -> torch.export.ExportedProgram:
-    """``module`` on tensors like ``inputs``, whose first axis is a batch of any size."""
+def batch_program(
+    module: nn.Module,
+    inputs: Sequence[Tensor],
+    others: Sequence[Mapping[int, torch.export.Dim]] | None = None,
+) -> torch.export.ExportedProgram:
+    """``module`` on tensors like ``inputs``, whose first axis is a batch of any size; ``others``
+    has for each of them the further axes that vary, if any do."""
     batch = torch.export.Dim("batch", min=1, max=_LARGEST_BATCH)
-    return torch.export.export(
-        module, tuple(inputs), dynamic_shapes=tuple({0: batch} for _ in inputs)
-    )
+    axes = [{0: batch, **more} for more in others or [{}] * len(inputs)]
+    return torch.export.export(module, tuple(inputs), dynamic_shapes=tuple(axes))
 
 
 @torch.no_grad()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from acn_kernels.blocks import PostNormStack
 from acn_kernels.files import written_whole
 from acn_kernels.inference.program import batch_program
 from acn_kernels.models import ImageClassifier
@@ -42,6 +43,23 @@ class _Segment(nn.Module):
         return _present(self.stack.advance(x, y, start=self.begin, stop=self.end))
 
 
+class _TextSegment(nn.Module):
+    """The same of a BERT's blocks, as the engine's own segments work: y [B, 1, D] in fp32 holds the
+    first token of each term but the latest, scaled by alpha; none at alpha 0."""
+
+    def __init__(self, stack: PostNormStack, begin: int, end: int) -> None:
+        super().__init__()
+        self.stack, self.begin, self.end = stack, begin, end
+
+    def forward(self, x: Tensor, mask: Tensor, y: Tensor | None = None) -> tuple[Tensor, ...]:
+        for i in range(self.begin, self.end):
+            if self.stack.alpha:
+                term = self.stack.alpha * x[:, :1].float()
+                y = term if y is None else y + term
+            x, _ = self.stack.advance(x, start=i, stop=i + 1, attn_mask=mask)
+        return _present((x, y))
+
+
 class _Head(nn.Module):
     """Logits [B, classes] of the state at any depth."""
 
@@ -59,6 +77,23 @@ def compile_segments(model: ImageClassifier, folder: Path, stops: Sequence[int])
     """Writes ``segment-BEGIN-END.pt2`` for the layers between each two of ``stops``, the first of
     which is 0."""
     _compile_segments(model, model.embed(example_of(model)).contiguous(), folder, stops)
+
+
+@torch.no_grad()
+def compile_text_segments(model: nn.Module, folder: Path, stops: Sequence[int]) -> None:
+    """The same of an ACN BERT; for texts of any length that it has positions for."""
+    longest = model.config.max_position_embeddings
+    length = min(2, longest)  # as for batches, one would be taken for a constant
+    tokens = torch.export.Dim("tokens", min=1, max=longest) if longest > 1 else None
+    x = next(model.parameters()).new_zeros(2, length, model.config.hidden_size)
+    state = (x, torch.ones(2, 1, 1, length, dtype=torch.bool))
+    others = [{}, {}] if tokens is None else [{1: tokens}, {3: tokens}]
+    for begin, end in itertools.pairwise(stops):
+        segment = _TextSegment(model.blocks, begin, end)
+        label = _label(longest, x, begin, end)
+        _compile(segment, state, _segment_path(folder, begin, end), label, others)
+        x, *y = segment(*state)
+        state, others = (x, state[1], *y), [*others[:2], *({} for _ in y)]
 
 
 @torch.no_grad()
@@ -146,15 +181,35 @@ def _compile_segments(model, x, folder, stops) -> tuple[Tensor, ...]:
     state = (x,)
     for begin, end in itertools.pairwise(stops):
         segment = _Segment(model.blocks, begin, end)
-        _compile(segment, state, folder / f"segment-{begin}-{end}.pt2")
+        label = _label(x.shape[1:-1].numel(), x, begin, end)
+        _compile(segment, state, _segment_path(folder, begin, end), label)
         state = segment(*state)
     return state
 
 
-def _compile(module: nn.Module, inputs: Sequence[Tensor], path: Path) -> None:
-    program = batch_program(module, [tensor.contiguous() for tensor in inputs])
+def _segment_path(folder: Path, begin: int, end: int) -> Path:
+    return folder / f"segment-{begin}-{end}.pt2"
+
+
+def _label(tokens: int, x: Tensor, begin: int, end: int) -> str:
+    """What a segment is for, in the words of the engine, which refuses to run another."""
+    return f"layers {begin} to {end} of {tokens} tokens of {x.shape[-1]} {_NAMES[x.dtype]}"
+
+
+def _compile(
+    module: nn.Module,
+    inputs: Sequence[Tensor],
+    path: Path,
+    label: str = "",
+    others: Sequence[Mapping[int, torch.export.Dim]] | None = None,
+) -> None:
+    program = batch_program(module, [tensor.contiguous() for tensor in inputs], others)
     with written_whole(path) as temporary:
-        torch._inductor.aoti_compile_and_package(program, package_path=str(temporary))
+        torch._inductor.aoti_compile_and_package(
+            program,
+            package_path=str(temporary),
+            inductor_configs={"aot_inductor.metadata": {"acn": label}},
+        )
 
 
 def _present(state: tuple[Tensor, Tensor | None]) -> tuple[Tensor, ...]:

@@ -23,6 +23,12 @@ AotiProgram::AotiProgram(const std::string& path) : path_(path) {
 
 AotiProgram::~AotiProgram() = default;
 
+std::string AotiProgram::label() const {
+  const auto metadata = loader_->get_metadata();
+  const auto found = metadata.find("acn");
+  return found == metadata.end() ? "" : found->second;
+}
+
 std::vector<at::Tensor> AotiProgram::run(const std::vector<at::Tensor>& inputs, size_t least,
                                          size_t most) const {
   std::vector<at::Tensor> outputs = loader_->run(inputs);

@@ -26,6 +26,9 @@ class AotiProgram {
 
   const std::string& path() const { return path_; }
 
+  // What acn_kernels wrote into it; empty: nothing.
+  std::string label() const;
+
  private:
   std::string path_;
   // Its runners are taken from a pool under a lock of its own.

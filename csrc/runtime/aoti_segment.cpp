@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "acn/runtime/errors.h"
+#include "acn/runtime/weights.h"
 
 namespace acn {
 namespace {
@@ -25,31 +26,46 @@ std::optional<std::pair<int64_t, int64_t>> layers_of(const std::string& name) {
   return std::pair(first, last);
 }
 
+std::string segment_path(const std::string& folder, int64_t begin, int64_t end) {
+  return text(folder, "/", kPrefix, begin, "-", end, kSuffix);
+}
+
 }  // namespace
 
+AotiSegment::AotiSegment(const std::string& folder, const Config& config, at::ScalarType dtype,
+                         int64_t begin, int64_t end)
+    : program_(segment_path(folder, begin, end)) {
+  // As acn_kernels.inference.programs writes it.
+  const std::string expected = text("layers ", begin, " to ", end, " of ", config.tokens(),
+                                    " tokens of ", config.width, " ", name_of(dtype));
+  const std::string label = program_.label();
+  if (label == expected) return;
+  throw FormatError(text(program_.path(), " is for ", label.empty() ? "another use" : label,
+                         "; here it takes ", expected));
+}
+
 State AotiSegment::run(State state, bool) const {
-  std::vector<at::Tensor> inputs{state.x};
-  if (state.y.defined()) inputs.push_back(state.y);
+  std::vector<at::Tensor> inputs;
+  for (const at::Tensor& each : {state.x, state.mask, state.y}) {
+    if (each.defined()) inputs.push_back(each);
+  }
   std::vector<at::Tensor> outputs = program_.run(inputs, 1, 2);
   State next{std::move(outputs[0]), {}, state.mask};
   if (outputs.size() == 2) next.y = std::move(outputs[1]);
   return next;
 }
 
-std::string segment_path(const std::string& folder, int64_t begin, int64_t end) {
-  return text(folder, "/", kPrefix, begin, "-", end, kSuffix);
-}
-
-Packages load_packages(const std::string& folder, const Config& config) {
+Packages load_packages(const std::string& folder, const Config& config, at::ScalarType dtype) {
   Packages packages;
   for (const auto& file : std::filesystem::directory_iterator(folder)) {
     const auto layers = layers_of(file.path().filename().string());
     if (!layers) continue;
-    const std::string path = file.path().string();
-    if (layers->first < 0 || layers->second <= layers->first || layers->second > config.depth) {
-      throw FormatError(text(path, " is for layers that a model of ", config.depth, " lacks"));
+    const auto [begin, end] = *layers;
+    if (begin < 0 || end <= begin || end > config.depth) {
+      throw FormatError(text(file.path().string(), " is for layers that a model of ", config.depth,
+                             " lacks"));
     }
-    packages[*layers] = std::make_shared<AotiSegment>(path);
+    packages[*layers] = std::make_shared<AotiSegment>(folder, config, dtype, begin, end);
   }
   return packages;
 }

@@ -13,10 +13,13 @@
 
 namespace acn {
 
-// (x, y), or x alone where nothing is summed yet, to the new (x, y); or x where nothing ever is.
+// What a State has of (x, mask, y) to the new (x, y), or to x where nothing is summed.
 class AotiSegment final : public Segment {
  public:
-  explicit AotiSegment(const std::string& path) : program_(path) {}
+  // segment-BEGIN-END.pt2 of `folder`. Throws FileError where it is missing, FormatError where it
+  // does not load or is for other layers than those of `config` in `dtype`.
+  AotiSegment(const std::string& folder, const Config& config, at::ScalarType dtype, int64_t begin,
+              int64_t end);
 
   State run(State state, bool closing) const override;
 
@@ -27,10 +30,7 @@ class AotiSegment final : public Segment {
 // By the layers [begin, end) that they run.
 using Packages = std::map<std::pair<int64_t, int64_t>, std::shared_ptr<const Segment>>;
 
-std::string segment_path(const std::string& folder, int64_t begin, int64_t end);
-
-// The packages segment-BEGIN-END.pt2 in a folder. Throws FormatError where one does not load or is
-// not for `config`.
-Packages load_packages(const std::string& folder, const Config& config);
+// The packages segment-BEGIN-END.pt2 in a folder; throws as AotiSegment does.
+Packages load_packages(const std::string& folder, const Config& config, at::ScalarType dtype);
 
 }  // namespace acn

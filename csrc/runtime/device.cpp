@@ -21,6 +21,8 @@ at::Tensor accumulate_norm(const at::Tensor& x, at::Tensor&, const LayerNorm&) {
 
 void bias_gelu(at::Tensor& z, const at::Tensor&) { check(z.device()); }
 
+void bias_norm(at::Tensor& z, const at::Tensor&, const LayerNorm&) { check(z.device()); }
+
 std::unique_ptr<const Runner> runner(const Model&, at::Device device) {
   check(device);
   return nullptr;

@@ -23,6 +23,9 @@ at::Tensor accumulate_norm(const at::Tensor& x, at::Tensor& y, const LayerNorm& 
 // gelu(z + bias) in place of z [B, T, D]; bias is [T], one number for all columns of a token.
 void bias_gelu(at::Tensor& z, const at::Tensor& bias);
 
+// norm(z + bias) in place of z, the bias as there.
+void bias_norm(at::Tensor& z, const at::Tensor& bias, const LayerNorm& norm);
+
 // Runs batches of one model; many threads may call it.
 class Runner {
  public:

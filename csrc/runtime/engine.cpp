@@ -57,7 +57,7 @@ std::vector<int64_t> stops_of(const RunOptions& options, int64_t layers) {
 // Throws std::invalid_argument where the engine does not run the model on the device.
 void check_place(const Config& config, at::Device device) {
   device::check(device);
-  if (!device.is_cpu() && config.alpha != 1) {
+  if (!device.is_cpu() && config.family != Family::bert && config.alpha != 1) {
     throw std::invalid_argument(text("alpha is ", config.alpha, "; on ", device, " it takes 1"));
   }
 }
@@ -230,9 +230,10 @@ Engine Engine::from_folder(const std::string& folder, bool compiled, at::Device 
     }
     check_place(config, device);
     Tensors weights = load_weights(folder + "/model.safetensors", config);
+    const at::ScalarType dtype = weights.begin()->second.scalar_type();
     for (auto& [name, tensor] : weights) tensor = tensor.to(device);
     Packages packages;
-    if (compiled && config.family != Family::bert) packages = load_packages(folder, config);
+    if (compiled) packages = load_packages(folder, config, dtype);
     return Engine(std::make_unique<const Parts>(config, weights, std::move(packages)));
   } catch (const FormatError& error) {
     throw FormatError(text(folder, ": ", error.what()));

@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "acn/runtime/errors.h"
+#include "head.h"
 #include "model.h"
 
 namespace acn {
@@ -40,7 +41,7 @@ class ImageModel final : public Model {
         device_(weights.at("stem.weight").device()),
         stem_(config, weights),
         blocks_(blocks_of(config, weights)),
-        head_(config, weights) {}
+        head_{config.class_token, norm_at(weights, "blocks.norm"), linear_at(weights, "head")} {}
 
   void check(const Tensor& images) const override {
     const int64_t channels = config_.channels, size = config_.image_size;
@@ -63,7 +64,9 @@ class ImageModel final : public Model {
                                            config_.class_token);
   }
 
-  Tensor logits(const State& state) const override { return head_(state); }
+  Tensor logits(const State& state) const override {
+    return head_.linear(exit_pool(state.x, state.y, head_.first_row, *head_.norm));
+  }
 
   const Head* head() const override { return &head_; }
 
@@ -103,15 +106,6 @@ Tensor Stem::operator()(const Tensor& images) const {
   if (positions_.defined()) x.add_(positions_);
   if (!class_token_.defined()) return x;
   return at::cat({class_token_.expand({samples, 1, -1}), x}, 1);
-}
-
-Head::Head(const Config& config, const Tensors& weights)
-    : first_row(config.class_token),
-      norm(norm_at(weights, "blocks.norm")),
-      linear(linear_at(weights, "head")) {}
-
-Tensor Head::operator()(const State& state) const {
-  return linear(exit_pool(state.x, state.y, first_row, norm));
 }
 
 }  // namespace acn

@@ -112,7 +112,7 @@ Tensor map_tokens(const Linear& map, const Tensor& h) {
 }
 
 // The same on a device, where a bias would be a copy of its own: the first goes with the GELU, the
-// second is left out.
+// second is left to the norm that follows.
 Tensor token_mlp_on_device(const Tensor& x, const Linear& fc1, const Linear& fc2) {
   const int64_t samples = x.size(0);
   Tensor mixed = at::bmm(fc1.weight.expand({samples, -1, -1}), x);

@@ -28,8 +28,7 @@ struct Mlp {
   at::Tensor operator()(at::Tensor x, const LayerNorm* norm = nullptr) const;
 
   // Of the columns of each x[b], x [B, T, D]: along the token axis. On devices other than the CPU
-  // without the bias of fc2: it is one number for all columns of a token, which the LayerNorm that
-  // comes next there takes away.
+  // without the bias of fc2, which goes with the norm that comes next (device::bias_norm).
   at::Tensor over_tokens(at::Tensor x) const;
 };
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <vector>
 
 #include "acn/runtime/config.h"
 #include "acn/runtime/segment.h"
@@ -30,8 +31,13 @@ class Model {
   // Logits [B, classes] of the sum y + x.
   virtual at::Tensor logits(const State& state) const = 0;
 
-  // What logits() does, where it is a pooled norm and one Linear layer; null: it is something else.
+  // What logits() does last, and of what; null: none that is known.
   virtual const Head* head() const { return nullptr; }
+  virtual State read_by_head(const State& state) const { return state; }
+
+  // The shape of one sample in batches that are captured once for many: it has room for samples of
+  // `shape`, and where that ends zeros are padding.
+  virtual std::vector<int64_t> roomy(at::IntArrayRef shape) const { return shape.vec(); }
 };
 
 std::unique_ptr<const Model> image_model(const Config& config, const Tensors& weights);

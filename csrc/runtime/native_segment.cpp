@@ -8,6 +8,7 @@
 
 #include <optional>
 
+#include "device.h"
 #include "pieces.h"
 
 namespace acn {
@@ -104,11 +105,13 @@ class MixerBlock final : public Block {
   }
 
   Tensor run(Tensor h, const Tensor& u, bool) const override {
+    const bool on_device = !h.is_cpu();  // where alpha is 1
     h = token_mlp_.over_tokens(std::move(h));
+    if (on_device) device::bias_norm(h, token_mlp_.fc2.bias, norm2_);
     const Tensor all_u = rows_of(u);
     return over_rows(h, [&](const Tensor& rows, int64_t begin) {
       const Tensor u_rows = all_u.narrow(0, begin, rows.size(0));
-      Tensor out = within(rows, u_rows, norm2_, channel_mlp_);
+      Tensor out = on_device ? channel_mlp_(rows) : within(rows, u_rows, norm2_, channel_mlp_);
       if (!closing_) return out;
       Tensor closed = (*closing_)(out).add_(u_rows);
       return norm(at::relu_(closed), norm3_);

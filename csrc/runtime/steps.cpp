@@ -22,8 +22,8 @@ Steps::Steps(const Model& model, const ExitOps& ops, const Kind& kind, const Ten
              const Tensor& logits)
     : model_(model), kind_(kind), ops_(ops) {
   const at::TensorOptions options = input.options();
-  std::vector<int64_t> shape = input.sizes().vec();
-  shape[0] = kind.rows;
+  std::vector<int64_t> shape{kind.rows};
+  shape.insert(shape.end(), kind.sample.begin(), kind.sample.end());
   input_ = at::zeros(shape, options);
   samples_ = at::full({kind.rows}, -1, options.dtype(at::kInt));
   for (LiveRows& live : live_) live.sample = samples_.clone();
@@ -64,7 +64,9 @@ void Steps::queue(size_t s, int64_t rows) {
 
 void Steps::load(const Tensor& input) {
   const int64_t batch = input.size(0);
-  input_.narrow(0, 0, batch).copy_(input, /*non_blocking=*/true);
+  Tensor place = input_.narrow(0, 0, batch);
+  if (place.sizes() != input.sizes()) place = place.zero_().narrow(-1, 0, input.size(-1));
+  place.copy_(input, /*non_blocking=*/true);
   if (batch == batch_) return;
   batch_ = batch;
   samples_.fill_(-1);

@@ -18,11 +18,9 @@ struct Kind {
   Criterion criterion = Criterion::entropy;
   double threshold = 0;
   int64_t rows = 0;  // a power of two
+  std::vector<int64_t> sample;  // shape of one in the input
 
-  bool operator==(const Kind& other) const {
-    return stops == other.stops && criterion == other.criterion && threshold == other.threshold &&
-           rows == other.rows;
-  }
+  bool operator==(const Kind& other) const = default;
 };
 
 // The smallest power of two that holds `rows`, from 1 on.
@@ -30,8 +28,8 @@ int64_t bucket_of(int64_t rows);
 
 class Steps {
  public:
-  // `input` and `logits` of a batch say which shape and dtype a sample has in them, and where. Runs
-  // every step once on nothing, so that what runs for the first time has done so.
+  // `input` and `logits` of a batch say which dtype a sample has in them, and where. Runs every
+  // step once on nothing, so that what runs for the first time has done so.
   Steps(const Model& model, const ExitOps& ops, const Kind& kind, const at::Tensor& input,
         const at::Tensor& logits);
 
@@ -44,7 +42,7 @@ class Steps {
   // two that holds those alive. They move to the front. The first step takes all rows of the kind.
   void queue(size_t s, int64_t rows);
 
-  // A batch comes in and its results go out.
+  // A batch comes in, with zeros behind what is shorter than the kind, and its results go out.
   void load(const at::Tensor& input);
   void unload(int64_t batch, const Results& results) const;
 

@@ -4,11 +4,17 @@
 #include <ATen/ops/embedding.h>
 #include <ATen/ops/layer_norm.h>
 #include <ATen/ops/linear.h>
+#include <ATen/ops/minimum.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
+#include <ATen/ops/tensor.h>
 
+#include <algorithm>
 #include <array>
+#include <bit>
+#include <cmath>
 
 #include "acn/runtime/errors.h"
+#include "head.h"
 #include "model.h"
 #include "native_segment.h"
 
@@ -117,7 +123,10 @@ class TextModel final : public Model {
         kinds_(weights.at("bert.embeddings.token_type.weight")),
         norm_(norm_at(weights, "bert.embeddings.norm")),
         pooler_(linear_at(weights, "bert.pooler")),
-        classifier_(linear_at(weights, "classifier")) {
+        head_{true, {}, linear_at(weights, "classifier")} {
+    const std::array<int64_t, kRows> most{config.vocabulary - 1, 1, config.token_kinds - 1};
+    most_ = at::tensor(most, at::kLong).view({kRows, 1});
+    if (!words_.is_cpu()) most_ = most_.to(words_.device());
     for (int64_t i = 0; i < config.depth; ++i) {
       blocks_.emplace_back(weights, text("bert.blocks.", i, "."), config);
     }
@@ -130,32 +139,36 @@ class TextModel final : public Model {
           "tokens has shape ", input.sizes(), "; it takes [batch, 2 or 3, 1 to ",
           config_.positions, "]: words, mask and, if need be, kinds"));
     }
-    if (!input.is_cpu() || input.scalar_type() != at::kLong) {
+    if (input.device() != words_.device() || input.scalar_type() != at::kLong) {
       throw std::invalid_argument(text("tokens is ", input.scalar_type(), " on ", input.device(),
-                                       "; it takes Long on cpu"));
+                                       "; it takes Long on ", words_.device()));
     }
-    if (input.size(0) == 0) return;
-    const std::array<const char*, 3> names{"words", "mask", "kinds"};
-    const std::array<int64_t, 3> counts{config_.vocabulary, 2, config_.token_kinds};
+    if (!input.is_cpu() || input.size(0) == 0) return;  // elsewhere the host would have to wait
+    const std::array<const char*, kRows> names{"words", "mask", "kinds"};
     for (int64_t row = 0; row < input.size(1); ++row) {
       const auto [least, most] = at::aminmax(input.select(1, row));
-      const auto at = static_cast<size_t>(row);
+      const int64_t end = most_.const_data_ptr<int64_t>()[row];
       for (const int64_t value : {least.item<int64_t>(), most.item<int64_t>()}) {
-        if (value < 0 || value >= counts[at]) {
-          throw std::invalid_argument(text(names[at], " holds ", value, "; it takes 0 to ",
-                                           counts[at] - 1));
+        if (value < 0 || value > end) {
+          throw std::invalid_argument(text(names[static_cast<size_t>(row)], " holds ", value,
+                                           "; it takes 0 to ", end));
         }
       }
     }
   }
 
-  State embed(const Tensor& input) const override {
-    const int64_t samples = input.size(0), tokens = input.size(2);
+  State embed(const Tensor& given) const override {
+    const int64_t samples = given.size(0), tokens = given.size(2);
+    const Tensor input = given.is_cpu() ? given : within_range(given);
     Tensor x = at::embedding(words_, input.select(1, 0));
     x.add_(input.size(1) == 3 ? at::embedding(kinds_, input.select(1, 2)) : kinds_.select(0, 0));
     x.add_(positions_.narrow(0, 0, tokens));
     State state;
     state.x = normed(x, norm_).contiguous();
+    if (!given.is_cpu()) {
+      const Tensor outside = input.ne(given).flatten(1).any(1);
+      state.x.masked_fill_(outside.view({samples, 1, 1}), NAN);
+    }
     state.mask = input.select(1, 1).ne(0).view({samples, 1, 1, tokens});
     return state;
   }
@@ -165,12 +178,34 @@ class TextModel final : public Model {
   }
 
   Tensor logits(const State& state) const override {
-    Tensor first = state.x.select(1, 0);
-    if (state.y.defined()) first = state.y.select(1, 0).add(first).to(first.scalar_type());
-    return classifier_(pooler_(first).tanh());
+    return head_.linear(read_by_head(state).x.select(1, 0));
+  }
+
+  const Head* head() const override { return &head_; }
+
+  // [B, 1, D], what the pooler makes of the first token.
+  State read_by_head(const State& state) const override {
+    Tensor first = state.x.narrow(1, 0, 1);
+    if (state.y.defined()) first = state.y.narrow(1, 0, 1).add(first).to(first.scalar_type());
+    return {pooler_(first).tanh(), {}, {}};
+  }
+
+  // Texts of like lengths run as one kind: of 16, 32, 64, 128, 192, ... tokens.
+  std::vector<int64_t> roomy(at::IntArrayRef shape) const override {
+    const auto tokens = static_cast<uint64_t>(shape[1]);
+    const uint64_t room = tokens <= 64 ? std::bit_ceil(std::max<uint64_t>(tokens, 16))
+                                       : (tokens + 63) / 64 * 64;
+    return {shape[0], std::min(static_cast<int64_t>(room), config_.positions)};
   }
 
  private:
+  static constexpr int64_t kRows = 3;  // words, mask and kinds
+
+  // On a device, where nobody looks at the numbers: those that an embedding has.
+  Tensor within_range(const Tensor& input) const {
+    return at::minimum(input.clamp_min(0), most_.narrow(0, 0, input.size(1)));
+  }
+
   Config config_;
   Tensor words_;
   Tensor positions_;
@@ -178,7 +213,8 @@ class TextModel final : public Model {
   LayerNorm norm_;
   PostNormBlocks blocks_;
   Linear pooler_;
-  Linear classifier_;
+  Head head_;
+  Tensor most_;  // [3, 1], the largest number in each row of an input
 };
 
 }  // namespace

@@ -1,5 +1,6 @@
 // Damaged models: each is refused with a FormatError, or loads because the damage lies in the
 // numbers alone. Nothing crashes, hangs, or allocates more than the file is long.
+#include <filesystem>
 #include <fstream>
 #include <random>
 #include <sstream>
@@ -145,6 +146,28 @@ TEST(foreign_files) {
   EXPECT(!fuzz.loads(config_text("vit", 2), fuzz.weights_));
   EXPECT(!fuzz.loads(config_text("bert", 2), fuzz.weights_));
   EXPECT(!fuzz.loads(config_text("compiled", 2), fuzz.weights_));
+}
+
+// Programs beside the weights, which are looked at where somebody asks for them.
+TEST(segments_that_do_not_load) {
+  for (const char* kind : kKinds) {
+    const Folder folder;
+    const std::string config = config_text(kind, 2);
+    write_model(folder, config, random_weights(parse_config(config)));
+    write_text(folder.path("segment-0-1.pt2.old"), "no program");
+    write_text(folder.path("segment-1-2.pt2x"), "no program");
+    EXPECT(Engine::from_folder(folder.path(), true).compiled_segments() == 0);
+    for (const char* name : {"segment-0-3.pt2", "segment-1-1.pt2", "segment-2-1.pt2"}) {
+      write_text(folder.path(name), "no program");
+      EXPECT_THROWS(FormatError, "layers that a model of 2 lacks",
+                    Engine::from_folder(folder.path(), true));
+      std::filesystem::remove(folder.path(name));
+    }
+    write_text(folder.path("segment-0-2.pt2"), "no program");
+    EXPECT_THROWS(FormatError, "segment-0-2.pt2 does not load",
+                  Engine::from_folder(folder.path(), true));
+    EXPECT(Engine::from_folder(folder.path()).compiled_segments() == 0);
+  }
 }
 
 // A folder of programs alone, none of which loads: it is refused for that, or for its

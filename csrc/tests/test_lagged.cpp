@@ -6,6 +6,7 @@
 
 #include "acn/runtime/engine.h"
 #include "check.h"
+#include "head.h"
 #include "host_exits.h"
 #include "models.h"
 #include "segment_pass.h"
@@ -20,7 +21,10 @@ constexpr int64_t kDepth = 5;
 
 struct Case {
   Case(const std::string& kind, int64_t batch)
-      : config(parse_config(config_text(kind, kDepth))),
+      : Case(parse_config(config_text(kind, kDepth)), batch) {}
+
+  Case(const Config& of, int64_t batch)
+      : config(of),
         weights(random_weights(config)),
         engine(config, weights),
         model((config.family == Family::bert ? text_model : image_model)(config, weights)),
@@ -199,8 +203,9 @@ TEST(small_batches_one_after_the_other_on_the_same_tensors) {
     const at::Tensor all = it.input.clone();
     const HostExits exits;
     const c10::InferenceMode no_autograd;
-    Steps steps(*it.model, exits, {{1, 2, 4, 5}, options.criterion, options.threshold, 16}, all,
-                room_for(it, 1).logits);
+    Steps steps(*it.model, exits, {{1, 2, 4, 5}, options.criterion, options.threshold, 16,
+                                        it.model->roomy(all.sizes().slice(1))},
+                all, room_for(it, 1).logits);
     for (const int64_t batch : {13, 9, 1, 13, 10}) {
       it.input = all.narrow(0, 13 - batch, batch).contiguous();
       check_steps(it, options, steps);
@@ -211,6 +216,61 @@ TEST(small_batches_one_after_the_other_on_the_same_tensors) {
     check_steps(it, options, steps);
     it.input = all;
     check_steps(it, options, steps);
+  }
+}
+
+TEST(texts_of_other_lengths_in_steps_with_room_for_all) {
+  Config config = parse_config(config_text("bert", kDepth));
+  config.positions = 40;
+  Case it(config, 11);
+  RunOptions options;
+  options.exits = {1, 3};
+  const at::Tensor all = it.input.clone();
+  const HostExits exits;
+  const c10::InferenceMode no_autograd;
+  options.threshold = middle(it, Criterion::entropy, 2);
+  const std::vector<int64_t> room = it.model->roomy({3, 17});
+  EXPECT(room == (std::vector<int64_t>{3, 32}));
+  Steps steps(*it.model, exits, {{1, 3, 5}, options.criterion, options.threshold, 16, room}, all,
+              room_for(it, 1).logits);
+  for (const int64_t length : {17, 32, 1, 30, 2}) {
+    it.input = all.narrow(2, 0, length).contiguous();
+    check_steps(it, options, steps);
+  }
+}
+
+TEST(room_for_texts_of_like_lengths) {
+  const Config config = parse_config(config_text("bert", 1));
+  const auto room = [&](int64_t positions, int64_t tokens) {
+    Config longer = config;
+    longer.positions = positions;
+    return text_model(longer, random_weights(longer))->roomy({2, tokens})[1];
+  };
+  for (const auto& [tokens, expected] : {std::pair(1, 16), {16, 16}, {17, 32}, {33, 64}, {64, 64},
+                                         {65, 128}, {128, 128}, {129, 192}, {300, 300}}) {
+    EXPECT(room(300, tokens) == expected);
+  }
+  EXPECT(room(12, 5) == 12);
+}
+
+// The head that a device's kernel computes, from what it reads there, in ATen's words.
+TEST(the_head_of_a_model_is_what_its_logits_are_made_of) {
+  for (const char* kind : {"vit", "vit_first", "mixer_closing", "bert"}) {
+    const Case it(kind, 6);
+    const c10::InferenceMode no_autograd;
+    for (const int64_t depth : {0, 2}) {
+      State state = it.model->embed(it.input);
+      state = it.model->segment(0, depth)->run(std::move(state), false);
+      const Head& head = *it.model->head();
+      const State read = it.model->read_by_head(state);
+      at::Tensor sum = read.y.defined() ? read.y + read.x : read.x;
+      if (head.first_row) sum = sum.slice(1, 0, 1);
+      if (head.norm) {
+        sum = at::layer_norm(sum, {it.config.width}, head.norm->weight, head.norm->bias);
+      }
+      const at::Tensor logits = at::linear(sum.mean(1), head.linear.weight, head.linear.bias);
+      EXPECT(at::allclose(logits, it.model->logits(state), 1e-4, 1e-4));
+    }
   }
 }
 

@@ -2,7 +2,7 @@
 
 #include <ATen/ops/empty.h>
 
-#include "../image_model.h"
+#include "../head.h"
 #include "acn/cuda/compact.h"
 #include "acn/cuda/exit_head.h"
 #include "stream.h"
@@ -52,7 +52,7 @@ void move(const Tensor& to, const Tensor& from, const Tensor& places) {
 
 void check_head(const Model& model) {
   const Head* head = model.head();
-  if (!head) throw std::invalid_argument("on cuda the engine runs ViT and Mixer models alone");
+  if (!head) throw std::invalid_argument("on cuda the engine runs ViT, Mixer and BERT alone");
   const int64_t width = head->linear.weight.size(1);
   if (width > cuda::kMaxExitWidth) {
     throw std::invalid_argument(text("the model's width is ", width, "; on cuda the engine takes ",
@@ -63,7 +63,8 @@ void check_head(const Model& model) {
 Tensor CudaExits::decide(const Model& model, LiveRows& rows, const Exit& exit,
                          const Results& results) const {
   const Head& head = *model.head();
-  const Tensor& x = rows.state.x;
+  const State read = model.read_by_head(rows.state);
+  const Tensor& x = read.x;
   const Tensor certainty = at::empty({rows.size()}, x.options().dtype(at::kFloat));
   Tensor stays = at::empty({rows.size()}, x.options().dtype(at::kBool));
   const Tensor weight = head.linear.weight.contiguous();
@@ -74,11 +75,13 @@ Tensor CudaExits::decide(const Model& model, LiveRows& rows, const Exit& exit,
   args.classes = weight.size(0);
   args.dtype = dtype_of(x);
   args.x = tokens_of(x);
-  args.y = tokens_of(rows.state.y);
-  args.norm_weight = vector_of(head.norm.weight);
-  args.norm_bias = vector_of(head.norm.bias);
-  args.eps = LayerNorm::kEps;
-  args.norm = Norm::layer;
+  args.y = tokens_of(read.y);
+  if (head.norm) {
+    args.norm_weight = vector_of(head.norm->weight);
+    args.norm_bias = vector_of(head.norm->bias);
+    args.eps = LayerNorm::kEps;
+    args.norm = Norm::layer;
+  }
   args.weight = weight.const_data_ptr();
   args.bias = head.linear.bias.const_data_ptr();
   args.criterion = exit.criterion;
@@ -106,6 +109,7 @@ void CudaExits::pack_into(const LiveRows& to, const LiveRows& rows, const Tensor
   check(cuda::compaction_places(args, stream_of(stays)), "compaction_places");
   move(to.state.x, rows.state.x, places);
   move(to.state.y, rows.state.y, places);
+  move(to.state.mask, rows.state.mask, places);
 }
 
 std::unique_ptr<Count> CudaExits::read(const Tensor& number) const {

@@ -5,6 +5,7 @@
 #include "../device.h"
 #include "acn/cuda/accumulate_norm.h"
 #include "acn/cuda/bias_gelu.h"
+#include "acn/cuda/bias_norm.h"
 #include "stream.h"
 
 namespace acn::device {
@@ -27,17 +28,30 @@ at::Tensor accumulate_norm(const at::Tensor& x, at::Tensor& y, const LayerNorm& 
   return h;
 }
 
+namespace {
+
+// A bias along the token axis, without gaps.
+at::Tensor by_token(const at::Tensor& bias, int64_t tokens) {
+  TORCH_CHECK(bias.sizes() == at::IntArrayRef{tokens}, "a bias has shape ", bias.sizes(),
+              "; it takes one number for each of ", tokens, " tokens");
+  return bias.contiguous();
+}
+
+}  // namespace
+
 void bias_gelu(at::Tensor& z, const at::Tensor& bias) {
-  cuda::BiasGelu args;
-  args.samples = z.size(0);
-  args.tokens = z.size(1);
-  args.width = z.size(2);
-  args.z = {z.mutable_data_ptr(), dtype_of(z)};
-  TORCH_CHECK(bias.sizes() == at::IntArrayRef{args.tokens}, "a bias has shape ", bias.sizes(),
-              "; it takes one number for each of ", args.tokens, " tokens");
-  const at::Tensor whole = bias.contiguous();
-  args.bias = vector_of(whole);
+  const at::Tensor whole = by_token(bias, z.size(1));
+  const cuda::BiasGelu args{z.size(0), z.size(1), z.size(2),
+                            {z.mutable_data_ptr(), dtype_of(z)}, vector_of(whole)};
   check(cuda::bias_gelu(args, stream_of(z)), "bias_gelu");
+}
+
+void bias_norm(at::Tensor& z, const at::Tensor& bias, const LayerNorm& norm) {
+  const at::Tensor whole = by_token(bias, z.size(1));
+  const cuda::BiasNorm args{z.size(0), z.size(1), z.size(2),
+                            {z.mutable_data_ptr(), dtype_of(z)}, vector_of(whole),
+                            vector_of(norm.weight), vector_of(norm.bias), LayerNorm::kEps};
+  check(cuda::bias_norm(args, stream_of(z)), "bias_norm");
 }
 
 }  // namespace acn::device

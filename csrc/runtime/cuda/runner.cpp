@@ -22,6 +22,7 @@ using at::Tensor;
 constexpr int64_t kMostRows = 64;   // of a batch that is captured: larger ones keep the device busy
 constexpr size_t kMostCaptured = 8;  // kinds of batches that are kept
 constexpr size_t kMostSeen = 64;     // kinds that came once
+constexpr int64_t kPause = 64;       // calls between captures that take another's place
 
 // The captured batches of a model: those used last, and how they came to be.
 class Captures {
@@ -34,8 +35,11 @@ class Captures {
                                     Graphs wanted) {
     const std::lock_guard<std::mutex> guard(mutex_);
     if (wanted != Graphs::automatic) return by_name(kind, input, logits, wanted);
+    ++calls_;
     if (const auto held = find(held_, kind)) return held;
     if (refused_ || !comes_again(kind)) return nullptr;
+    // Of more kinds than are kept, captures must not come to be most of the work.
+    if (held_.size() == kMostCaptured && calls_ - captured_at_ < kPause) return nullptr;
     if (!asked_) {
       asked_ = true;
       report_.obstacle = obstacle_to_whole(input);
@@ -78,6 +82,7 @@ class Captures {
     batches.push_front(
         std::make_shared<CapturedBatch>(model_, kind, input, logits, captures_.stream, whole));
     ++report_.captured;
+    captured_at_ = calls_;
     if (batches.size() > kMostCaptured) batches.pop_back();
     return batches.front();
   }
@@ -112,6 +117,8 @@ class Captures {
   mutable std::mutex mutex_;
   Batches held_, steps_, wholes_;  // chosen here, and asked for by name
   std::list<Kind> seen_;
+  int64_t calls_ = 0;
+  int64_t captured_at_ = 0;  // the call of the last capture
   bool asked_ = false;
   bool whole_ = false;
   bool refused_ = false;
@@ -135,7 +142,8 @@ class CudaRunner final : public Runner {
                                     kMostRows));
     }
     if (options.graphs != Graphs::off && bucket <= kMostRows) {
-      const Kind kind{stops, options.criterion, options.threshold, bucket};
+      const Kind kind{stops, options.criterion, options.threshold, bucket,
+                      model_.roomy(input.sizes().slice(1))};
       const auto captured = captures_.of(kind, input, results.logits, options.graphs);
       if (captured) return captured->run(input, options.lag, results);
     }

@@ -77,7 +77,8 @@ class Engine {
   // Images [B, channels, size, size] in the model's dtype on its device; of a BERT, int64 tokens
   // [B, 2, T]: words, and 1 or 0 for those that are read or padding; or [B, 3, T] with the kinds of
   // the words; of the family "compiled" what its configuration says. Throws std::invalid_argument
-  // on another input or options, naming what is accepted.
+  // on another input or options, naming what is accepted; but numbers of a text on a GPU that are
+  // out of range, which the host does not see, give NaN logits.
   Result run(const at::Tensor& input, const RunOptions& options) const;
 
   // The samples of a micro-batch where the options name none.
