@@ -12,6 +12,11 @@ from acn_kernels import functional, reference
 from acn_kernels.blocks.mlp import Mlp
 
 
+def largest_argument(z, bias) -> float:
+    """Below zero a GELU is a small share of its argument, whose magnitude the error has."""
+    return float((z + bias).abs().amax()) if z.numel() else 0.0
+
+
 def check(backend, shape=(3, 5, 7), dtype=torch.float32, layout=packed, out_layout=packed):
     device = device_of(backend)
     z, bias = leaf(layout(shape, dtype, device)), leaf(packed(shape[-1:], dtype, device))
@@ -21,7 +26,7 @@ def check(backend, shape=(3, 5, 7), dtype=torch.float32, layout=packed, out_layo
     truth = reference.bias_gelu(*wide)
     roundings = 4 if dtype != torch.float32 else 2
     assert h.dtype == dtype
-    assert_close(h, truth, roundings=roundings)
+    assert_close(h, truth, roundings=roundings, among=largest_argument(*wide))
     for one, other in zip(
         torch.autograd.grad(h, (z, bias), dh),
         torch.autograd.grad(truth, wide, dh.double().cpu()),
@@ -50,7 +55,8 @@ def check_inference(backend, shape=(3, 5, 7), dtype=torch.float32, layout=packed
     z, bias = size * layout(shape, dtype, device), packed(shape[-1:], dtype, device)
     h = functional.bias_gelu(z, bias, backend)
     assert h.dtype == dtype and not h.requires_grad
-    assert_close(h, reference.bias_gelu(z.double().cpu(), bias.double().cpu()), roundings=2)
+    wide = z.double().cpu(), bias.double().cpu()
+    assert_close(h, reference.bias_gelu(*wide), roundings=2, among=largest_argument(*wide))
 
 
 @pytest.mark.parametrize(
