@@ -20,10 +20,7 @@ struct Kind {
   int64_t rows = 0;  // a power of two
   std::vector<int64_t> sample;  // shape of one in the input
 
-  bool operator==(const Kind& other) const {  // not defaulted: older torch builds with C++17
-    return stops == other.stops && criterion == other.criterion && threshold == other.threshold &&
-           rows == other.rows && sample == other.sample;
-  }
+  bool operator==(const Kind& other) const = default;
 };
 
 // The smallest power of two that holds `rows`, from 1 on.
