@@ -41,8 +41,10 @@ if CUDA and SETTING == "0":
 REQUIRED = SETTING == "1" or CUDA != "" or (SETTING == "" and "build_ext" in sys.argv)
 
 # NaN and inf keep their meaning: no -ffast-math.
+# As in CMakeLists.txt: left to itself, each torch takes the standard of its own headers.
+STANDARD = "-std=c++20"
 MATH_FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-g0"]
-NVCC_FLAGS = ["-O3", "-Xcompiler=-fvisibility=hidden"]
+NVCC_FLAGS = [STANDARD, "-O3", "-Xcompiler=-fvisibility=hidden"]
 
 
 class Missing(Exception):
@@ -67,7 +69,7 @@ def cxx_flags() -> list[str]:
     # GCC's threads are those of the OpenMP runtime that torch has loaded already: compiled with
     # it but not linked to another one. Clang would want a runtime of its own: one thread there.
     openmp = "-fopenmp-simd" if "clang" in version else "-fopenmp"
-    return [*MATH_FLAGS, openmp]
+    return [STANDARD, *MATH_FLAGS, openmp]
 
 
 def toolkits(cuda: str) -> list[Path]:
