@@ -82,3 +82,14 @@ def working_device():
 def skip_without_gpu(request):
     if request.node.get_closest_marker("gpu") and DEVICE != "cuda":
         pytest.skip("torch sees no CUDA device")
+
+
+@pytest.fixture
+def engine_alone(monkeypatch):
+    """EarlyExit has no other path than the engine."""
+    from acn_kernels import EarlyExit
+
+    def refuse(*_):
+        raise AssertionError("the PyTorch path was taken")
+
+    monkeypatch.setattr(EarlyExit, "_by_segments", refuse)

@@ -5,102 +5,31 @@ from __future__ import annotations
 import copy
 import math
 import mmap
-import pickle
 import threading
 from pathlib import Path
 
 import pytest
 import torch
+from engine_case import (
+    DEPTH,
+    EXITS,
+    KINDS,
+    certainty,
+    check_nan_in_a_bias,
+    clear_threshold,
+    images_for,
+    network_of,
+    plain_loop,
+)
 from torch import nn
 
 from acn_kernels import EarlyExit, Engine, _extension, truncate
 from acn_kernels.inference import early_exit
 from acn_kernels.inference.criteria import CRITERIA
-from acn_kernels.inference.engine_model import obstacle_to_engine_of
-from acn_kernels.models import Mixer, create
+from acn_kernels.models import Mixer
 
 if _extension.module() is None:
     pytest.skip(f"the compiled extension is {_extension.state()}", allow_module_level=True)
-
-EXITS = [1, 2, 3]
-DEPTH = 4
-KINDS = {
-    "mixer": ("acn_mixer_digits", {}),
-    "closing mixer": ("acn_mixer_digits", {"closing": True}),
-    "vit": ("acn_vit_digits", {}),
-    "class token": ("acn_vit_digits", {"pool": "first"}),
-    "odd tokens": ("acn_mixer_digits", {"image_size": 6}),
-    "odd tokens of a vit": ("acn_vit_digits", {"image_size": 10}),
-    "residual mixer": ("acn_mixer_digits", {"wiring": "residual"}),
-    "residual closing mixer": ("acn_mixer_digits", {"closing": True, "wiring": "residual"}),
-    "residual class token": ("acn_vit_digits", {"pool": "first", "wiring": "residual"}),
-    "mixer between": ("acn_mixer_digits", {"alpha": 0.3}),
-    "class token between": ("acn_vit_digits", {"pool": "first", "alpha": 0.6}),
-    "direct gradient": ("acn_vit_digits", {"wiring": "dg_only"}),
-}
-
-
-def network_of(kind: str):
-    """Weights large enough that the samples differ in how sure the head is of them."""
-    name, changes = KINDS[kind]
-    fields = {field: value for field, value in changes.items() if field != "alpha"}
-    network = create(name, depth=DEPTH, **fields)
-    network.blocks.alpha = changes.get("alpha", network.blocks.alpha)
-    with torch.no_grad():
-        for parameter in network.blocks.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(std=parameter.shape[1] ** -0.5)
-    nn.init.normal_(network.head.weight, std=0.5)
-    return network.eval()
-
-
-def images_for(network, batch: int) -> torch.Tensor:
-    size = network.config.image_size
-    return torch.randn(batch, network.config.channels, size, size)
-
-
-def certainty(logits, criterion):
-    p = logits.double().softmax(-1)
-    if criterion == "entropy":
-        return -(p * p.log()).sum(-1)
-    first, second = p.sort(-1, descending=True).values[..., :2].unbind(-1)
-    return first - second if criterion == "margin" else first
-
-
-def clear_threshold(values) -> float:
-    """Of certainties [exits, B]: above some and below others of the first exit, so that samples
-    leave at different depths, and in the widest gap there: rounding decides no exit."""
-    first, quarter = values[0].sort().values, values.shape[1] // 4
-    if quarter == 0:
-        return 0.5
-    low, high = first[quarter - 1], first[-quarter]
-    inside = values.flatten().sort().values
-    inside = inside[(inside >= low) & (inside <= high)]
-    widest = inside.diff().argmax()
-    return inside[widest : widest + 2].mean().item()
-
-
-def plain_loop(by_depth, criterion, threshold):
-    """Sample by sample, from the logits of every depth."""
-    depths = []
-    for i in range(by_depth.shape[1]):
-        for k in (*EXITS, DEPTH):
-            value = certainty(by_depth[k, i], criterion)
-            if k == DEPTH or (value < threshold if criterion == "entropy" else value > threshold):
-                depths.append(k)
-                break
-    depths = torch.tensor(depths, dtype=torch.long)
-    return by_depth[depths, torch.arange(len(depths))], depths
-
-
-@pytest.fixture
-def engine_alone(monkeypatch):
-    """EarlyExit has no other path than the engine."""
-
-    def refuse(*_):
-        raise AssertionError("the PyTorch path was taken")
-
-    monkeypatch.setattr(EarlyExit, "_by_segments", refuse)
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
@@ -181,15 +110,6 @@ def test_bf16(engine_alone, kind):
         assert error < 0.06 * truth[depth].abs().max()
 
 
-def check_nan_in_a_bias(network, bias: str) -> None:
-    images = images_for(network, 3).to(network.head.weight)
-    with torch.no_grad():
-        getattr(network.blocks[1].token_mlp, bias).bias[2] = torch.nan
-    engine = Engine.from_model(network)
-    assert not engine(images, depth=1).logits.isnan().any()
-    assert engine(images, depth=2).logits.isnan().all()
-
-
 @pytest.mark.parametrize("bias", ["fc1", "fc2"])
 @pytest.mark.parametrize("kind", ["mixer", "closing mixer"])
 def test_nan_in_the_bias_of_a_token_reaches_all_logits(kind, bias):
@@ -222,160 +142,6 @@ def test_what_else_is_in_the_batch_does_not_matter(kind):
     if wide and type(network) is Mixer:
         assert torch.equal(together, alone)
     assert (together - alone).abs().max() <= 1e-5 * together.abs().max()
-
-
-def test_changes_of_the_model_are_seen():
-    network = network_of("mixer")
-    images = images_for(network, 4)
-    early = EarlyExit(network, [], 0.0)
-
-    def check(on_the_engine=True):
-        with torch.no_grad():
-            torch.testing.assert_close(early(images).logits, network(images), rtol=1e-4, atol=1e-4)
-        assert (early._live is not None) == on_the_engine
-
-    check()
-    first = early._live
-    with torch.no_grad():
-        network.head.bias.add_(1)
-    check()
-    assert early._live is first  # the tensors are shared
-    network.head.weight = nn.Parameter(torch.randn_like(network.head.weight))
-    check()
-    assert early._live is not first
-    network.blocks[1].norm2 = nn.LayerNorm(64, eps=1e-3)
-    check(on_the_engine=False)
-    network.blocks[1].norm2 = nn.LayerNorm(64)
-    check()
-    network.blocks.alpha = 0.5
-    check()
-    network.blocks.alpha = [0.5] * (DEPTH - 1) + [1.0]
-    check(on_the_engine=False)
-    network.blocks.alpha = 1.0
-    calls = []
-    hook = network.blocks[2].register_forward_hook(lambda *_: calls.append(1))
-    check(on_the_engine=False)
-    assert calls
-    hook.remove()
-    check()
-    network.blocks.append(create("acn_mixer_digits", depth=1).blocks[0])
-    check(on_the_engine=False)
-
-
-def _step(optimizer, **options):
-    def change(network):
-        for parameter in network.parameters():
-            parameter.grad = torch.randn_like(parameter)
-        optimizer(network.parameters(), lr=0.01, **options).step()
-
-    return change
-
-
-@torch.no_grad()
-def _copy(network):
-    network.blocks[1].channel_mlp.fc1.weight[5].copy_(torch.randn(64))
-
-
-def _load(network):
-    network.load_state_dict(network_of("mixer").state_dict())
-
-
-def _past_the_version(network):
-    for parameter in network.parameters():
-        parameter.data.mul_(1.1)
-
-
-CHANGES = {
-    "SGD": _step(torch.optim.SGD),
-    "Adam, one by one": _step(torch.optim.Adam, foreach=False),
-    "Adam, foreach": _step(torch.optim.Adam, foreach=True),
-    "AdamW, fused": _step(torch.optim.AdamW, fused=True),
-    "copy_ of a row": _copy,
-    "load_state_dict": _load,
-    ".data": _past_the_version,
-}
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_weights_that_change_in_place_are_not_remembered(change, engine_alone):
-    """Packed copies of weights are made anew: the engine computes what the model does now."""
-    network = network_of("mixer")
-    images = images_for(network, 4)
-    engine, early = Engine.from_model(network), EarlyExit(network, [], 0.0)
-    before = engine(images).logits
-    assert torch.equal(early(images).logits, before)
-    for _ in range(2):
-        CHANGES[change](network)
-        with torch.no_grad():
-            expected = network(images)
-        after = engine(images).logits
-        torch.testing.assert_close(after, expected, rtol=1e-4, atol=1e-4)
-        assert torch.equal(early(images).logits, after)
-        assert (after - before).abs().max() > 1e-2
-        before = after
-
-
-def test_a_model_made_in_inference_mode(engine_alone):
-    """Its tensors count no changes."""
-    with torch.inference_mode():
-        network = network_of("mixer")
-        images = images_for(network, 3)
-        early = EarlyExit(network, [], 0.0)
-        for _ in range(2):
-            torch.testing.assert_close(early(images).logits, network(images), rtol=1e-4, atol=1e-4)
-            network.blocks[0].channel_mlp.fc1.weight[3].fill_(1.0)
-
-
-def test_what_the_engine_does_not_run():
-    for changes in ({"wiring": "hybrid"}, {"wiring": "feedforward"}):
-        network = create("acn_mixer_digits", depth=2, **changes)
-        assert obstacle_to_engine_of(network)
-        with pytest.raises(ValueError, match="does not run this model"):
-            Engine.from_model(network)
-    network = network_of("vit")
-    network.blocks.granularity = "sublayer"
-    assert "blocks as layers" in obstacle_to_engine_of(network)
-    network = network_of("vit")
-    network.positions.add_(1)
-    assert "positions" in obstacle_to_engine_of(network)
-    assert obstacle_to_engine_of(network_of("mixer").double())
-    network = network_of("mixer")
-    network.head.half()
-    assert obstacle_to_engine_of(network)
-    network = network_of("mixer")
-    network.blocks.norm = None
-    assert obstacle_to_engine_of(network)
-
-
-def test_paths_are_chosen_as_elsewhere(monkeypatch):
-    network = network_of("mixer")
-    images = images_for(network, 2)
-    for backend, used in (("auto", True), ("native", True), ("torch", False)):
-        network.blocks.backend = backend
-        early = EarlyExit(network, EXITS, 0.0)
-        early(images)
-        assert (early._live is not None) == used
-    network.blocks.backend = "auto"
-    with torch.autocast("cpu", torch.bfloat16):
-        early = EarlyExit(network, EXITS, 0.0)
-        early(images)
-        assert early._live is None
-    monkeypatch.setattr(_extension, "module", lambda: None)
-    early = EarlyExit(network, EXITS, 0.0)
-    early(images)
-    assert early._live is None
-    with pytest.raises(RuntimeError, match="extension"):
-        Engine.from_model(network)
-
-
-def test_copies_make_engines_of_their_own(engine_alone):
-    network = network_of("mixer")
-    images = images_for(network, 3)
-    early = EarlyExit(network, EXITS, 0.0)
-    expected = early(images)
-    for twin in (copy.deepcopy(early), pickle.loads(pickle.dumps(early))):
-        assert twin._live is None
-        assert torch.equal(twin(images).logits, expected.logits)
 
 
 def test_wrong_images_are_refused(engine_alone):

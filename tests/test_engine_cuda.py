@@ -8,7 +8,7 @@ import threading
 
 import pytest
 import torch
-from test_engine import (
+from engine_case import (
     DEPTH,
     EXITS,
     certainty,

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from engine_case import EXITS, KINDS, certainty, clear_threshold, images_for, network_of
 from safetensors.torch import load_file, save_file
-from test_engine import EXITS, KINDS, certainty, clear_threshold, images_for, network_of
 
 from acn_kernels import Engine, truncate
 from acn_kernels.cli import main

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_engine import DEPTH, certainty, clear_threshold, images_for, network_of
+from engine_case import DEPTH, certainty, clear_threshold, images_for, network_of
 from timm_models import import_timm
 from torch import nn
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from engine_case import certainty, clear_threshold
 from language_models import WORDS, bert_sums, small_bert
 from safetensors.torch import load_file, save_file
-from test_engine import certainty, clear_threshold
 from torch import nn
 
 from acn_kernels import EarlyExit, Engine, _extension

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from engine_case import certainty, clear_threshold
 from safetensors.torch import load_file, save_file
-from test_engine import certainty, clear_threshold
 from test_engine_text import (
     EXITS,
     LAYERS,

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from test_engine import certainty, clear_threshold
+from engine_case import certainty, clear_threshold
 from test_engine_cuda import WAYS, check_no_host_waits, named, needs_kernels, run
 from test_engine_text import (
     EXITS,

@@ -1,0 +1,172 @@
+"""EarlyExit and engine follow the model: what changes in it, and what only PyTorch runs."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from engine_case import DEPTH, EXITS, images_for, network_of
+from torch import nn
+
+from acn_kernels import EarlyExit, Engine, _extension
+from acn_kernels.inference.engine_model import obstacle_to_engine_of
+from acn_kernels.models import create
+
+if _extension.module() is None:
+    pytest.skip(f"the compiled extension is {_extension.state()}", allow_module_level=True)
+
+
+def test_changes_of_the_model_are_seen():
+    network = network_of("mixer")
+    images = images_for(network, 4)
+    early = EarlyExit(network, [], 0.0)
+
+    def check(on_the_engine=True):
+        with torch.no_grad():
+            torch.testing.assert_close(early(images).logits, network(images), rtol=1e-4, atol=1e-4)
+        assert (early._live is not None) == on_the_engine
+
+    check()
+    first = early._live
+    with torch.no_grad():
+        network.head.bias.add_(1)
+    check()
+    assert early._live is first  # the tensors are shared
+    network.head.weight = nn.Parameter(torch.randn_like(network.head.weight))
+    check()
+    assert early._live is not first
+    network.blocks[1].norm2 = nn.LayerNorm(64, eps=1e-3)
+    check(on_the_engine=False)
+    network.blocks[1].norm2 = nn.LayerNorm(64)
+    check()
+    network.blocks.alpha = 0.5
+    check()
+    network.blocks.alpha = [0.5] * (DEPTH - 1) + [1.0]
+    check(on_the_engine=False)
+    network.blocks.alpha = 1.0
+    calls = []
+    hook = network.blocks[2].register_forward_hook(lambda *_: calls.append(1))
+    check(on_the_engine=False)
+    assert calls
+    hook.remove()
+    check()
+    network.blocks.append(create("acn_mixer_digits", depth=1).blocks[0])
+    check(on_the_engine=False)
+
+
+def _step(optimizer, **options):
+    def change(network):
+        for parameter in network.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        optimizer(network.parameters(), lr=0.01, **options).step()
+
+    return change
+
+
+@torch.no_grad()
+def _copy(network):
+    network.blocks[1].channel_mlp.fc1.weight[5].copy_(torch.randn(64))
+
+
+def _load(network):
+    network.load_state_dict(network_of("mixer").state_dict())
+
+
+def _past_the_version(network):
+    for parameter in network.parameters():
+        parameter.data.mul_(1.1)
+
+
+CHANGES = {
+    "SGD": _step(torch.optim.SGD),
+    "Adam, one by one": _step(torch.optim.Adam, foreach=False),
+    "Adam, foreach": _step(torch.optim.Adam, foreach=True),
+    "AdamW, fused": _step(torch.optim.AdamW, fused=True),
+    "copy_ of a row": _copy,
+    "load_state_dict": _load,
+    ".data": _past_the_version,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_weights_that_change_in_place_are_not_remembered(change, engine_alone):
+    """Packed copies of weights are made anew: the engine computes what the model does now."""
+    network = network_of("mixer")
+    images = images_for(network, 4)
+    engine, early = Engine.from_model(network), EarlyExit(network, [], 0.0)
+    before = engine(images).logits
+    assert torch.equal(early(images).logits, before)
+    for _ in range(2):
+        CHANGES[change](network)
+        with torch.no_grad():
+            expected = network(images)
+        after = engine(images).logits
+        torch.testing.assert_close(after, expected, rtol=1e-4, atol=1e-4)
+        assert torch.equal(early(images).logits, after)
+        assert (after - before).abs().max() > 1e-2
+        before = after
+
+
+def test_a_model_made_in_inference_mode(engine_alone):
+    """Its tensors count no changes."""
+    with torch.inference_mode():
+        network = network_of("mixer")
+        images = images_for(network, 3)
+        early = EarlyExit(network, [], 0.0)
+        for _ in range(2):
+            torch.testing.assert_close(early(images).logits, network(images), rtol=1e-4, atol=1e-4)
+            network.blocks[0].channel_mlp.fc1.weight[3].fill_(1.0)
+
+
+def test_what_the_engine_does_not_run():
+    for changes in ({"wiring": "hybrid"}, {"wiring": "feedforward"}):
+        network = create("acn_mixer_digits", depth=2, **changes)
+        assert obstacle_to_engine_of(network)
+        with pytest.raises(ValueError, match="does not run this model"):
+            Engine.from_model(network)
+    network = network_of("vit")
+    network.blocks.granularity = "sublayer"
+    assert "blocks as layers" in obstacle_to_engine_of(network)
+    network = network_of("vit")
+    network.positions.add_(1)
+    assert "positions" in obstacle_to_engine_of(network)
+    assert obstacle_to_engine_of(network_of("mixer").double())
+    network = network_of("mixer")
+    network.head.half()
+    assert obstacle_to_engine_of(network)
+    network = network_of("mixer")
+    network.blocks.norm = None
+    assert obstacle_to_engine_of(network)
+
+
+def test_paths_are_chosen_as_elsewhere(monkeypatch):
+    network = network_of("mixer")
+    images = images_for(network, 2)
+    for backend, used in (("auto", True), ("native", True), ("torch", False)):
+        network.blocks.backend = backend
+        early = EarlyExit(network, EXITS, 0.0)
+        early(images)
+        assert (early._live is not None) == used
+    network.blocks.backend = "auto"
+    with torch.autocast("cpu", torch.bfloat16):
+        early = EarlyExit(network, EXITS, 0.0)
+        early(images)
+        assert early._live is None
+    monkeypatch.setattr(_extension, "module", lambda: None)
+    early = EarlyExit(network, EXITS, 0.0)
+    early(images)
+    assert early._live is None
+    with pytest.raises(RuntimeError, match="extension"):
+        Engine.from_model(network)
+
+
+def test_copies_make_engines_of_their_own(engine_alone):
+    network = network_of("mixer")
+    images = images_for(network, 3)
+    early = EarlyExit(network, EXITS, 0.0)
+    expected = early(images)
+    for twin in (copy.deepcopy(early), pickle.loads(pickle.dumps(early))):
+        assert twin._live is None
+        assert torch.equal(twin(images).logits, expected.logits)
