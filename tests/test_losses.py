@@ -190,6 +190,20 @@ def test_autocast_covers_the_forward_pass_alone():
         torch.testing.assert_close(one.grad, other.grad)
 
 
+@pytest.mark.parametrize("times", [0.5, 2.0])
+def test_gradients_are_scaled_down_to_their_greatest_norm(times):
+    images, labels = batch(8)
+    network = model().double()
+    twin = copy.deepcopy(network)
+    final_loss(twin, images.double(), labels, STEP).backward()
+    norm = nn.utils.get_total_norm([p.grad for p in twin.parameters() if p.grad is not None])
+    recipe = Recipe(1, batch_size=8, max_norm=times * norm.item())
+    Trainer(network, recipe, 8).train_on(images.double(), labels)
+    for one, other in zip(network.parameters(), twin.parameters(), strict=True):
+        if other.grad is not None:
+            torch.testing.assert_close(one.grad, other.grad * min(times, 1))
+
+
 def test_synaptic_intelligence_on_two_numbers():
     """loss = 3 a + 0 b, steps of plain descent by hand."""
     theta = nn.Parameter(torch.tensor([1.0, 1.0], dtype=torch.float64))

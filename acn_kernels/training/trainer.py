@@ -26,7 +26,11 @@ from acn_kernels.training.schedules import (
 
 @dataclass(frozen=True)
 class Recipe:
-    """AdamW; the learning rate rises over the first ``warmup`` epochs, then follows a cosine."""
+    """AdamW; the learning rate rises over the first ``warmup`` epochs, then follows a cosine.
+
+    max_norm: gradients whose L2 norm over all weights is above it are scaled down to it (Pascanu
+    et al., arXiv 1211.5063); None leaves them.
+    """
 
     epochs: int
     batch_size: int = 64
@@ -34,6 +38,7 @@ class Recipe:
     weight_decay: float = 0.05
     warmup: float = 1.0
     seed: int = 0
+    max_norm: float | None = None
 
     def steps_per_epoch(self, samples: int) -> int:
         return math.ceil(samples / self.batch_size)
@@ -84,6 +89,7 @@ class Trainer:
         parameters = list(model.parameters())
         if isinstance(loss, nn.Module):
             parameters += loss.to(parameters[0].device).parameters()
+        self._parameters = parameters
         self._repeated = Repeated(self._update, parameters) if replay else None
         # A recorded step reads its learning rate from a tensor.
         self._rate = torch.tensor(recipe.lr, device=parameters[0].device) if replay else recipe.lr
@@ -131,6 +137,8 @@ class Trainer:
         loss.backward()
         if self.after_backward is not None:
             self.after_backward()
+        if self.recipe.max_norm is not None:
+            nn.utils.clip_grad_norm_(self._parameters, self.recipe.max_norm)
         self.optimizer.step()
         return loss.detach()
 

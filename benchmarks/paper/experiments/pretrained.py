@@ -73,7 +73,7 @@ def plan_text(preset):
         known = fig5.plan(preset).trainings["residual"]
         whole = replace(known, start=known)
         return _ways(whole, 4, "num_hidden_layers")
-    recipe = Recipe(TEXT_EPOCHS[preset], batch_size=32, lr=LR[preset], warmup=0.25)
+    recipe = Recipe(TEXT_EPOCHS[preset], batch_size=32, lr=LR[preset], warmup=0.25, max_norm=1.0)
     whole = Training(TEXT[preset], MINILM, (), recipe, half=preset == "paper")
     return _ways(whole, DEPTH, "depth")
 
