@@ -12,12 +12,6 @@ namespace acn {
 
 using at::Tensor;
 
-int64_t bucket_of(int64_t rows) {
-  int64_t bucket = 1;
-  while (bucket < rows) bucket *= 2;
-  return bucket;
-}
-
 Steps::Steps(const Model& model, const ExitOps& ops, const Kind& kind, const Tensor& input,
              const Tensor& logits)
     : model_(model), kind_(kind), ops_(ops) {

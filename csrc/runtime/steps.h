@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "bucket.h"
 #include "exit_ops.h"
 #include "lagged.h"
 
@@ -22,9 +23,6 @@ struct Kind {
 
   bool operator==(const Kind& other) const = default;
 };
-
-// The smallest power of two that holds `rows`, from 1 on.
-int64_t bucket_of(int64_t rows);
 
 class Steps {
  public:

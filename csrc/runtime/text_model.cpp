@@ -10,10 +10,10 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <cmath>
 
 #include "acn/runtime/errors.h"
+#include "bucket.h"
 #include "head.h"
 #include "model.h"
 #include "native_segment.h"
@@ -192,10 +192,10 @@ class TextModel final : public Model {
 
   // Texts of like lengths run as one kind: of 16, 32, 64, 128, 192, ... tokens.
   std::vector<int64_t> roomy(at::IntArrayRef shape) const override {
-    const auto tokens = static_cast<uint64_t>(shape[1]);
-    const uint64_t room = tokens <= 64 ? std::bit_ceil(std::max<uint64_t>(tokens, 16))
-                                       : (tokens + 63) / 64 * 64;
-    return {shape[0], std::min(static_cast<int64_t>(room), config_.positions)};
+    const int64_t tokens = shape[1];
+    const int64_t room = tokens <= 64 ? bucket_of(std::max<int64_t>(tokens, 16))
+                                      : (tokens + 63) / 64 * 64;
+    return {shape[0], std::min(room, config_.positions)};
   }
 
  private:
