@@ -64,7 +64,7 @@ def compiler() -> str:
 
 def cxx_flags() -> list[str]:
     if sys.platform == "win32":
-        return ["/O2", "/openmp"]
+        return [STANDARD.replace("-std=", "/std:"), "/O2", "/openmp"]
     version = subprocess.run([compiler(), "--version"], capture_output=True, text=True).stdout
     # GCC's threads are those of the OpenMP runtime that torch has loaded already: compiled with
     # it but not linked to another one. Clang would want a runtime of its own: one thread there.
