@@ -41,6 +41,11 @@ def _interpreted() -> bool:
     return _INTERPRETED
 
 
+def in_forward_mode() -> bool:
+    """Whether forward-mode derivatives are taken now, for which torch has no public question."""
+    return forward_ad._current_level >= 0
+
+
 def _triton_installed() -> bool:
     return _TRITON_INSTALLED
 
@@ -73,7 +78,7 @@ def obstacle_to(backend: str, x: Tensor, operation: str | None = None) -> str | 
     """
     if backend == "torch":
         return None
-    if forward_ad._current_level >= 0:
+    if in_forward_mode():
         return "forward-mode derivatives are computed by PyTorch's own kernels alone"
     if backend == "triton":
         missing = _triton_obstacle()

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from acn_kernels import functional
+from acn_kernels.dispatch import in_forward_mode
 from acn_kernels.hooks import is_plain_linear
 from acn_kernels.kept import can_be_kept, stream_of
 from acn_kernels.models import Mixer
@@ -54,7 +54,7 @@ class MixerExit:
         if self._model.training:
             return "the model is in training mode"
         # All else that may change while the model is made of the same.
-        autocast, forward_mode = under_autocast(images), forward_ad._current_level >= 0
+        autocast, forward_mode = under_autocast(images), in_forward_mode()
         kind = images.dtype, images.device, autocast, forward_mode
         if kind not in self._obstacles:
             self._obstacles[kind] = self._obstacle_to_kind(images)
