@@ -195,7 +195,6 @@ class MixerTile(NamedTuple):
     token_chunk: int
     channel_chunk: int
     warps: int
-    stages: int
 
     def launch_options(self) -> dict[str, int]:
         """The keyword arguments that every launch over this tile passes."""
@@ -205,7 +204,7 @@ class MixerTile(NamedTuple):
             "TOKEN_CHUNK": self.token_chunk,
             "CHANNEL_CHUNK": self.channel_chunk,
             "num_warps": self.warps,
-            "num_stages": self.stages,
+            "num_stages": _MIXER_STAGES,
             # Left to itself, ptxas spills in small tiles to reach a higher occupancy.
             "maxnreg": _MOST_REGISTERS,
         }
@@ -226,14 +225,7 @@ def mixer_tile(
     most = 32 if backward else 64
     unit = 2 * width * dtype.itemsize * _MIXER_STAGES  # of a hidden unit's two weights
     chunk = min(most, max(_LEAST_PRODUCT, _WEIGHT_BYTES // unit), _product_side(hidden[1]))
-    return MixerTile(
-        tokens,
-        width,
-        min(most, _product_side(hidden[0])),
-        chunk,
-        power_of_2(warps),
-        _MIXER_STAGES,
-    )
+    return MixerTile(tokens, width, min(most, _product_side(hidden[0])), chunk, power_of_2(warps))
 
 
 def mixer_tile_obstacle(tokens: int, width: int, dtype: torch.dtype, closing: bool) -> str | None:
