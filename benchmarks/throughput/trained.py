@@ -170,7 +170,11 @@ def curve(trained: Trained, batch: int) -> Callable[[Setting], Ways]:
         )
         ways.compare("the engine at full depth", f"{EXITING} without exits", FASTEST_PEER, 1.0)
         for point in others:
-            ways.compare(f"at {100 * point.accuracy:.1f} %", str(point), FASTEST_PEER)
+            ways.compare(
+                f"below {point.threshold:.3g}, {100 * point.accuracy:.1f} %",
+                str(point),
+                FASTEST_PEER,
+            )
         return ways
 
     return build
