@@ -102,6 +102,13 @@ def test_an_empty_folder_is_refused(tmp_path):
         load(tmp_path)
 
 
+def test_results_are_in_the_order_of_their_batches(tmp_path):
+    for batch in (1024, 16, 1, 256):
+        raw = raw_result(case=f"b{batch}")
+        (tmp_path / f"exit_b{batch}.json").write_text(json.dumps(raw))
+    assert [result.raw["case"] for result in load(tmp_path)] == ["b1", "b16", "b256", "b1024"]
+
+
 def marked(name: str, inside: str) -> str:
     return f"before\n\n{readme.begin(name)}\n{inside}\n{readme.END}\n\nafter \\1\n"
 

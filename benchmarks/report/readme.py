@@ -35,23 +35,24 @@ def rewrite(readme: Path, folder: Path, results: Sequence[Result]) -> None:
 
 
 def figures(results: Sequence[Result]) -> str:
-    """A line on the conditions and a row for each question, won or lost."""
+    """A line on the conditions, then under each work a row for each question, won or lost."""
     facts = conditions_line(results)
     rounds = sorted({result.rounds for result in results})
     rows = []
     for result in results:
         dtype = result.raw["dtype"].removeprefix("torch.")
+        if result.comparisons:
+            rows.append([f"**{result.what}, {dtype}**", "", ""])
         for comparison in result.comparisons:
             ratio = result.answer(comparison)
             rows.append(
                 [
-                    f"{result.what}, {dtype}",
                     _measured(result, comparison.way, comparison),
                     _measured(result, comparison.against, comparison),
                     ratio_text(ratio) if ratio else "not measured",
                 ]
             )
-    heads = ["work", "way", "against", "ratio (quartiles)"]
+    heads = ["way", "against", "ratio (quartiles)"]
     between = str(rounds[0]) if len(rounds) == 1 else f"{rounds[0]} to {rounds[-1]}"
     return f"{facts}; medians of {between} interleaved rounds.\n\n{table(heads, rows)}"
 

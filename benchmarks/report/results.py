@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -144,12 +145,17 @@ def load(folder: Path) -> list[Result]:
     Raises:
         FileNotFoundError: there are none.
     """
-    files = sorted(folder.glob("*.json"))
+    files = sorted(folder.glob("*.json"), key=_numbers_apart)
     raw = [json.loads(file.read_text()) for file in files]
     results = [Result(fields) for fields in raw if "case" in fields and "seconds" in fields]
     if not results:
         raise FileNotFoundError(f"{folder} holds no result of benchmarks.throughput")
     return results
+
+
+def _numbers_apart(file: Path) -> list[tuple[str, int]]:
+    """By which 16 comes before 256."""
+    return [(text, int(digits or 0)) for text, digits in re.findall(r"(\D*)(\d*)", file.name)]
 
 
 def conditions(results: Iterable[Result]) -> dict[str, str]:
