@@ -11,8 +11,9 @@ CPP := build/cpp$(addprefix -,$(SANITIZE))
 demo: $(READY)
 	$(BIN)/acn-kernels demo
 
+# On every core, up to as many as a few GB of memory hold.
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadgroup
 	TRITON_INTERPRET=0 $(BIN)/python -m pytest tests/test_aot.py tests/test_compiled_traffic.py
 
 test-all: $(READY)
