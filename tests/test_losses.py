@@ -174,6 +174,28 @@ def test_trainer_is_the_plain_loop():
         torch.testing.assert_close(one, other)
 
 
+def test_samples_of_like_length_share_a_batch():
+    images, labels = torch.rand(230, 1, 8, 8), torch.arange(230) % 10
+    lengths, seen = torch.randint(1, 9, (230,)), []
+    images[:, 0, 0, 0] = lengths.float()
+
+    def loss(network, images, labels, step):
+        seen.append(images[:, 0, 0, 0].long())
+        return final_loss(network, images, labels, step)
+
+    trainer = Trainer(
+        model(), Recipe(2, batch_size=4), 230, loss, length=lambda images: images[:, 0, 0, 0]
+    )
+    for _ in range(2):
+        trainer.train_epoch(Split(images, labels))
+    first, second = torch.cat(seen).split(230)
+    for epoch in (first, second):
+        assert torch.equal(epoch.sort().values, lengths.sort().values)
+    assert not torch.equal(first, second)
+    padding = sum((batch.max() - batch).sum() for batch in seen)
+    assert padding < 0.3 * sum((batch.max() - batch).sum() for batch in lengths.split(4))
+
+
 def test_autocast_covers_the_forward_pass_alone():
     images, labels = batch(8)
     network, seen = model(), []

@@ -23,6 +23,8 @@ from acn_kernels.training.schedules import (
     warmup_cosine,
 )
 
+_SORTED_BATCHES = 50
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -58,6 +60,8 @@ class Trainer:
             must then not depend on the step; what ``after_backward`` keeps, it must keep in
             tensors that it changes in place.
         autocast: the dtype that the forward pass is autocast to, torch.bfloat16 say; None is not.
+        length: of samples [N, ...] the lengths [N]. Those of like length share a batch then, as
+            far as chance has put them within ``_SORTED_BATCHES`` batches: less is padding.
 
     Raises:
         TypeError: a BottomUpAlpha is given for a model without a stack.
@@ -76,6 +80,7 @@ class Trainer:
         after_backward: Callable[[], None] | None = None,
         replay: bool = False,
         autocast: torch.dtype | None = None,
+        length: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.model, self.recipe, self.loss, self.alpha = model, recipe, loss, alpha
         if isinstance(alpha, BottomUpAlpha) and not isinstance(model.blocks, FusedACNStack):
@@ -83,7 +88,7 @@ class Trainer:
         self.depth, self.freeze = None if depth is None else depth.checked(), freeze
         self._short, self._frozen = model, 0  # the layers that take part; how many do not learn
         self._alpha_now: float | tuple[float, ...] | None = None  # where a schedule has set it
-        self.after_backward, self.autocast = after_backward, autocast
+        self.after_backward, self.autocast, self.length = after_backward, autocast, length
         self.steps_per_epoch = recipe.steps_per_epoch(samples)
         self.step = Step(0, recipe.epochs * self.steps_per_epoch)
         parameters = list(model.parameters())
@@ -186,13 +191,25 @@ class Trainer:
 
     def train_epoch(self, data: Split) -> float:
         """All samples once, in an order that follows from the seed and the epoch; the mean loss."""
-        generator = torch.Generator().manual_seed(self.recipe.seed * 100_003 + self.epoch)
-        order = torch.randperm(len(data.labels), generator=generator).to(data.labels.device)
         losses = [
             self.train_on(data.images[batch], data.labels[batch]) * len(batch)
-            for batch in order.split(self.recipe.batch_size)
+            for batch in self._batches(data)
         ]
-        return (torch.stack(losses).sum() / len(order)).item()
+        return (torch.stack(losses).sum() / len(data.labels)).item()
+
+    def _batches(self, data: Split) -> list[Tensor]:
+        """The samples of each batch of an epoch, by number."""
+        size, device = self.recipe.batch_size, data.labels.device
+        generator = torch.Generator().manual_seed(self.recipe.seed * 100_003 + self.epoch)
+        order = torch.randperm(len(data.labels), generator=generator).to(device)
+        if self.length is None:
+            return list(order.split(size))
+        sorted_ones = [
+            part[self.length(data.images[part]).argsort()]
+            for part in order.split(_SORTED_BATCHES * size)
+        ]
+        batches = torch.cat(sorted_ones).split(size)
+        return [batches[i] for i in torch.randperm(len(batches), generator=generator)]
 
     def state_dict(self) -> dict:
         """Everything that the rest of the training depends on, beside the data."""

@@ -66,6 +66,11 @@ def _piece_ids(length: int) -> Encode:
     return encode
 
 
+def lengths(ids: Tensor) -> Tensor:
+    """[N]: how many of the tokens of each sentence [N, T] are no padding."""
+    return (ids != PADDING).sum(1)
+
+
 def read_as_sentence(digits: Split) -> Split:
     """The pixels of [N, 1, 8, 8] bytes one after the other, [N, 64]: 17 grey levels, from id 1."""
     return Split((digits.images.flatten(1).float() * (16 / 255)).round().long() + 1, digits.labels)

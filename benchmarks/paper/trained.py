@@ -29,6 +29,7 @@ from acn_kernels.training.losses import (
     rising_weights,
 )
 from acn_kernels.training.trainer import Trainer
+from benchmarks.paper import text_data
 from benchmarks.paper.data import Prepared, prepared
 from benchmarks.paper.networks import build
 from benchmarks.paper.spec import Data, Training
@@ -148,6 +149,7 @@ class Context:
             training.depth, training.freeze, history.note if history else None,
             replay=torch.device(self.device).type == "cuda" and training.loss in REPEATING,
             autocast=torch.bfloat16 if training.half else None,
+            length=text_data.lengths if training.data.tokens else None,
         )  # fmt: skip
         return trainer, Trained(model, loss), history
 
