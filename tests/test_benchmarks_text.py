@@ -55,6 +55,16 @@ def network(kind: str) -> nn.Module:
     return model.eval()
 
 
+def test_word_dropout_leaves_words_out_by_chance():
+    ids = torch.randint(2, 50, (400, 21))
+    ids[:, 15:] = text_data.PADDING
+    thinned = text_data.word_dropout(ids, 0.2)
+    left_out = thinned != ids
+    assert (thinned[left_out] == text_data.PADDING).all() and not left_out[:, 0].any()
+    assert abs(left_out[:, 1:15].double().mean() - 0.2) < 0.03  # 5 deviations
+    assert torch.equal(text_data.word_dropout(ids, 0.0), ids)
+
+
 def test_words_by_hand():
     known = ["a good film", "a bad film", "a film"]
     ids = text_data.word_ids(known, Data("sst2", tokens=4, words=4))

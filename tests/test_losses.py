@@ -75,6 +75,10 @@ def test_distillation_by_hand():
     # Of a teacher that agrees in all, nothing is left to learn but the labels.
     alike = DistillationLoss(network)(network, images, labels, STEP)
     torch.testing.assert_close(alike, 0.5 * F.cross_entropy(network(images), labels))
+    # Both see what is made of the inputs.
+    flipped = DistillationLoss(teacher, augment=lambda images: images.flip(-1))
+    seen = DistillationLoss(teacher)(network, images.flip(-1), labels, STEP)
+    torch.testing.assert_close(flipped(network, images, labels, STEP), seen)
     for wrong in ({"weight": 1.5}, {"weight": math.nan}, {"temperature": 0.0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             DistillationLoss(teacher, **wrong)

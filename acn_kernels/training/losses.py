@@ -79,20 +79,30 @@ class DistillationLoss:
         teacher: a classifier of the same inputs and classes; it is in eval mode, and learns
             nothing.
         weight: w, in [0, 1]. temperature: T > 0, of both softmaxes.
+        augment: makes of a batch of inputs the one that teacher and student both see (Beyer et
+            al., arXiv 2106.05237); None leaves it.
 
     Raises:
         ValueError: weight or temperature is out of its range.
     """
 
-    def __init__(self, teacher: nn.Module, weight: float = 0.5, temperature: float = 2.0) -> None:
+    def __init__(
+        self,
+        teacher: nn.Module,
+        weight: float = 0.5,
+        temperature: float = 2.0,
+        augment: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         if not 0 <= weight <= 1:
             raise ValueError(f"weight is {weight}; it takes a number in [0, 1]")
         if not 0 < temperature < math.inf:
             raise ValueError(f"temperature is {temperature}; it takes a number above 0")
         self.teacher = teacher.eval()
-        self.weight, self.temperature = weight, temperature
+        self.weight, self.temperature, self.augment = weight, temperature, augment
 
     def __call__(self, model, images: Tensor, labels: Tensor, step: Step) -> Tensor:
+        if self.augment is not None:
+            images = self.augment(images)
         with torch.no_grad():
             told = self._softened(self.teacher(images))
         logits = model(images)

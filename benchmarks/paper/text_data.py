@@ -71,6 +71,14 @@ def lengths(ids: Tensor) -> Tensor:
     return (ids != PADDING).sum(1)
 
 
+def word_dropout(ids: Tensor, share: float = 0.2) -> Tensor:
+    """Sentences [N, T] with a ``share`` of their tokens, never the first, made padding by chance
+    (Iyyer et al., ACL 2015, section 3)."""
+    left_out = torch.rand(ids.shape, device=ids.device) < share
+    left_out[:, :1] = False
+    return ids.masked_fill(left_out, PADDING)
+
+
 def read_as_sentence(digits: Split) -> Split:
     """The pixels of [N, 1, 8, 8] bytes one after the other, [N, 64]: 17 grey levels, from id 1."""
     return Split((digits.images.flatten(1).float() * (16 / 255)).round().long() + 1, digits.labels)

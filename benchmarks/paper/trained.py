@@ -142,7 +142,8 @@ class Context:
             model.load_state_dict(known.truncate(len(model.blocks)).state_dict())
         loss = LOSSES[training.loss](model.config)
         if training.teacher is not None:
-            loss = DistillationLoss(self.trained(training.teacher).model)
+            augment = text_data.word_dropout if training.data.tokens else None
+            loss = DistillationLoss(self.trained(training.teacher).model, augment=augment)
         history = GradientHistory(model) if training.track else None
         trainer = Trainer(
             model, training.recipe, len(data.train.labels), loss, training.alpha,
