@@ -29,11 +29,13 @@ from acn_kernels.rows import Rows
 from acn_kernels.scaled_terms import ScaledTerms
 from acn_kernels.scales import check_scales, parse_scales
 from acn_kernels.validation import (
+    changes_in_place,
     check_alphas,
     check_checkpoint,
     check_depth,
     check_flag,
     check_granularity,
+    check_layer_input,
     check_layer_output,
     check_stack_input,
     under_autocast,
@@ -410,7 +412,10 @@ def _through(i, layer, x, connection, args, kwargs):
     if has_entry_norms(layer):
         out = layer(x, *args, connection=connection, **kwargs)
     else:
-        out = layer(connection.enter(x, None), *args, **kwargs)
+        u = connection.enter(x, None)
+        before = changes_in_place(u)
+        out = layer(u, *args, **kwargs)
+        check_layer_input(i, layer, u, before)
     shape = x.shape
     if rows is not None and connection.wiring.rows is None:
         shape = (*shape[:-2], len(rows.index), shape[-1])

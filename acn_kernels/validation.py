@@ -95,6 +95,20 @@ def check_stack_input(x: Tensor, rows: object, parameter: Tensor | None) -> None
         raise ValueError(f"x is on {x.device}, the layers are on {parameter.device}")
 
 
+def changes_in_place(x: Tensor) -> int:
+    """PyTorch's own count of them, 0 where it keeps none: in inference mode, and in a compiler."""
+    return 0 if torch.compiler.is_compiling() or x.is_inference() else x._version
+
+
+def check_layer_input(i: int, layer: nn.Module, u: Tensor, before: int) -> None:
+    """Raises where layers[i] changed in place its input, which the long sum reads too."""
+    if changes_in_place(u) != before:
+        raise ValueError(
+            f"layers[{i}] ({type(layer).__name__}) changed its input in place, "
+            "which the long sum reads too; it takes layers without, as by inplace=False"
+        )
+
+
 def check_layer_output(
     i: int, layer: nn.Module, x: Tensor, out: Tensor, shape: Sequence[int]
 ) -> None:

@@ -149,6 +149,12 @@ CALLS = {
         ValueError,
         r"layers\[1\] \(Changes\) moved its input from cpu to meta",
     ),
+    "layer-in-place": (
+        lambda: changes(nn.ReLU(inplace=True)),
+        torch.ones(2, 7),
+        ValueError,
+        r"layers\[1\] \(Changes\) changed its input in place",
+    ),
     "layer-none": (lambda: changes(lambda x: None), torch.ones(2, 7), TypeError, "a NoneType"),
     "rows-1d": (
         lambda: make_stack(rows="first"),
