@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from acn_kernels import FusedACNStack
 from acn_kernels.inference import (
     EarlyExit,
+    calibrate,
     cutoff_depth,
     entropy,
     exit_threshold,
@@ -112,6 +114,23 @@ def test_entropy_against_closed_forms():
 def test_bad_arguments(exits, threshold, criterion, message):
     with pytest.raises(ValueError, match=message):
         EarlyExit(model(), exits, threshold, criterion)
+
+
+class WithoutParts(nn.Module):
+    """As a converted model of another library: blocks, but neither embed nor logits_by_depth."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = FusedACNStack([nn.Linear(4, 4) for _ in range(3)])
+
+
+def test_models_that_do_not_come_in_parts():
+    network, batch = WithoutParts(), (torch.randn(2, 4), torch.tensor([0, 1]))
+    with pytest.raises(TypeError, match=r"model is a WithoutParts; it takes one with embed"):
+        EarlyExit(network, [1], 0.5)
+    for find in (probe, calibrate):
+        with pytest.raises(TypeError, match="model is a WithoutParts; it takes an image classif"):
+            find(network, [batch])
 
 
 def test_probe_counts_what_is_right():

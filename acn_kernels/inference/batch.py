@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from acn_kernels.inference.engine_text import is_bert, text_batch
 from acn_kernels.models import ImageClassifier
+from acn_kernels.stack import FusedACNStack
 
 
 class ImageBatch:
@@ -56,6 +57,18 @@ class TextBatch:
 
     def logits(self) -> Tensor:
         return self._model(*self._rows).logits
+
+
+def check_in_parts(model: nn.Module) -> None:
+    """Raises TypeError where ``model`` does not come in the parts between which samples leave."""
+    in_parts = isinstance(getattr(model, "blocks", None), FusedACNStack) and all(
+        callable(getattr(model, name, None)) for name in ("embed", "forward_head")
+    )
+    if not in_parts:
+        raise TypeError(
+            f"model is a {type(model).__name__}; it takes one with embed(inputs), blocks (a "
+            "FusedACNStack) and forward_head(y)"
+        )
 
 
 def batch_of(model: nn.Module, *inputs: Tensor, **named: Tensor) -> ImageBatch | TextBatch:

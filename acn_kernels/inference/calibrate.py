@@ -9,7 +9,7 @@ from torch import Tensor
 
 from acn_kernels.inference.choice import Drop, choose
 from acn_kernels.inference.early_exit import EarlyExit
-from acn_kernels.inference.probe import probe_logits
+from acn_kernels.inference.probe import check_probed, probe_logits
 from acn_kernels.inference.segment_times import expected_seconds
 from acn_kernels.models import ImageClassifier
 from acn_kernels.text_table import text_table
@@ -81,9 +81,11 @@ def calibrate(
         exits: depths in [1, L-1] at which samples may leave; None: at every eighth of the depth.
 
     Raises:
+        TypeError: the model is no image classifier of :mod:`acn_kernels.models`.
         ValueError: an argument is out of range, or ``data`` is too small to show such a bound;
             the message says how many samples it takes.
     """
+    check_probed(model)
     batches = list(data)
     layers = len(model.blocks)
     if exits is None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from acn_kernels.functional import compact
 from acn_kernels.functional import entropy as entropy
-from acn_kernels.inference.batch import ImageBatch, TextBatch, batch_of
+from acn_kernels.inference.batch import ImageBatch, TextBatch, batch_of, check_in_parts
 from acn_kernels.inference.criteria import check_criterion, check_exits
 from acn_kernels.inference.decision import decide
 from acn_kernels.inference.engine import Engine
@@ -60,7 +60,8 @@ class EarlyExit(nn.Module):
     images are recorded as CUDA graphs when their size comes again, and replayed.
 
     Args:
-        model: a classifier of :mod:`acn_kernels.models`, of images or (ACN BERT) of texts.
+        model: a classifier of :mod:`acn_kernels.models`, of images or (ACN BERT) of texts, or
+            another with ``embed(inputs)``, ``blocks`` (a FusedACNStack) and ``forward_head(y)``.
         exits: depths in [1, L-1] at which samples may leave; all leave at L.
         threshold: a sample leaves below it (entropy), or above it (the others).
         criterion: "entropy" of the softmax in nats (the paper's, with tau = 0.7), its largest
@@ -79,7 +80,9 @@ class EarlyExit(nn.Module):
     ) -> None:
         super().__init__()
         check_criterion(criterion, threshold)
-        if is_bert(model) and not hasattr(model, "classifier"):
+        if not is_bert(model):
+            check_in_parts(model)
+        elif not hasattr(model, "classifier"):
             raise TypeError(
                 f"model is a {type(model).__name__}; of ACN BERTs it takes the one for "
                 "sequence classification"

@@ -19,9 +19,19 @@ def probe_logits(
     Runs in eval mode and puts the model back as it was.
 
     Raises:
+        TypeError: the model is no image classifier of :mod:`acn_kernels.models`.
         ValueError: ``data`` holds no batch.
     """
+    check_probed(model)
     return collected_by_depth(model, data, model.logits_by_depth)
+
+
+def check_probed(model: ImageClassifier) -> None:
+    """Raises TypeError where ``model`` does not tell the logits of all its sub-networks."""
+    if not callable(getattr(model, "logits_by_depth", None)):
+        raise TypeError(
+            f"model is a {type(model).__name__}; it takes an image classifier of acn_kernels.models"
+        )
 
 
 def collected_by_depth(
@@ -44,7 +54,8 @@ def collected_by_depth(
 
 
 def probe(model: ImageClassifier, data: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """Accuracy [L+1], in [0, 1], of every sub-network over batches (inputs, labels)."""
+    """Accuracy [L+1], in [0, 1], of every sub-network over batches (inputs, labels); raises as
+    :func:`probe_logits` does."""
     return accuracy_by_depth(*probe_logits(model, data))
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from acn_kernels.blocks import PostNormStack
 from acn_kernels.files import written_whole
+from acn_kernels.inference.batch import check_in_parts
 from acn_kernels.inference.program import batch_program
 from acn_kernels.models import ImageClassifier
 from acn_kernels.models.base import CONFIG_FILE, WEIGHTS_FILE
@@ -151,15 +152,8 @@ def example_of(model: ImageClassifier) -> Tensor:
 
 
 def _checked(model: nn.Module, example: Tensor | None) -> Tensor:
-    stack = getattr(model, "blocks", None)
-    if not isinstance(stack, FusedACNStack) or not all(
-        callable(getattr(model, name, None)) for name in ("embed", "forward_head")
-    ):
-        raise TypeError(
-            f"model is a {type(model).__name__}; it takes one with embed(inputs), blocks (a "
-            "FusedACNStack) and forward_head(y)"
-        )
-    if stack.scales is not None:
+    check_in_parts(model)
+    if model.blocks.scales is not None:
         raise ValueError("the sum has scales; one program for the head at all depths takes none")
     if isinstance(model, ImageClassifier):
         return example_of(model)
