@@ -9,6 +9,7 @@ from pathlib import Path
 
 from acn_kernels import __version__
 from acn_kernels.analysis.command import add_probe_arguments, add_truncate_arguments
+from acn_kernels.files import check_elsewhere
 from acn_kernels.training.command import add_arguments as add_train_arguments
 
 # Optional modules and the extra that brings each.
@@ -87,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
         return arguments.run(arguments)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(f"acn-kernels {arguments.command}: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
@@ -125,6 +126,7 @@ def _export(arguments: argparse.Namespace) -> int:
     from acn_kernels.inference.engine_text import saved_bert
     from acn_kernels.models import Model
 
+    check_elsewhere(arguments.folder, arguments.model)
     if arguments.onnx:
         if arguments.aot or arguments.exits is not None or arguments.dtype != "fp32":
             raise ValueError("--onnx goes with --depth alone")

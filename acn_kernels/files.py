@@ -29,6 +29,12 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_elsewhere(folder: str | os.PathLike, source: str | os.PathLike) -> None:
+    """Raises ValueError where what is written into ``folder`` would replace ``source`` itself."""
+    if Path(folder).resolve() == Path(source).resolve():
+        raise ValueError(f"DIR is {str(folder)!r}, the model itself; it takes another folder")
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

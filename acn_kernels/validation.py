@@ -44,6 +44,15 @@ def check_flag(name: str, value: bool) -> bool:
     return value
 
 
+def check_device(name: str) -> str:
+    """``name``; ValueError where it is no device that torch can use here."""
+    try:
+        torch.empty(0, device=name)
+    except (AssertionError, RuntimeError) as error:  # of a torch without CUDA, and of any other
+        raise ValueError(f"device is {name!r}: {str(error).splitlines()[0]}") from error
+    return name
+
+
 def check_depth(depth: int | None, layers: int, include_input: bool, name: str = "depth") -> int:
     """``depth``, or the number of layers where it is None."""
     if depth is None:

@@ -76,6 +76,10 @@ def test_what_they_refuse(saved, capsys):
         (["truncate", model, "x", "--data", "digits"], "it takes at least 765"),
         (["probe", model, "--data", "digits", "--batch", "0"], "--batch is 0"),
         (["probe", str(saved[1] / "none"), "--data", "digits"], "none"),
+        (["probe", model, "--data", "digits", "--device", "moon"], "device is 'moon'"),
+        (["truncate", model, model, "--depth", "3"], "the model itself"),
+        (["truncate", model, f"{model}/config.json", "--depth", "3"], "config.json"),
+        (["export", model, model + "/."], "the model itself"),
     ):
         assert main(command) == 2
         assert message in capsys.readouterr().err

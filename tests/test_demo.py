@@ -51,10 +51,19 @@ def test_demo_prints_tables(tmp_path, capsys, few_rounds):
         assert words in printed
 
 
-@pytest.mark.parametrize("option", ["--seeds", "--epochs"])
-def test_bad_counts(option, tmp_path, capsys):
-    assert main(["demo", option, "0", "--out", str(tmp_path / "out")]) == 2
-    assert f"{option[2:]} is 0" in capsys.readouterr().err
+BAD_OPTIONS = {
+    "--seeds": ("0", "seeds is 0"),
+    "--epochs": ("0", "epochs is 0"),
+    "--max-drop": ("2", "max_drop is 2.0"),
+    "--device": ("moon", "device is 'moon'"),
+}
+
+
+@pytest.mark.parametrize("option", BAD_OPTIONS)
+def test_bad_options_are_refused_before_any_training(option, tmp_path, capsys):
+    value, message = BAD_OPTIONS[option]
+    assert main(["demo", option, value, "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -109,6 +109,13 @@ def test_foreign_files_are_refused(tmp_path):
     save_file({"other": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="is not of this model"):
         Model.from_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"\x00" * 20)
+    with pytest.raises(ValueError, match="is not of this model"):
+        Model.from_pretrained(tmp_path)
+    for text, message in (("{", "is no JSON"), ("[1]", "holds a list")):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            Model.from_pretrained(tmp_path)
 
 
 def test_class_token_reads_one_row():

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from acn_kernels import analysis
+from acn_kernels.files import check_elsewhere
 from acn_kernels.inference import calibrate, truncate
 from acn_kernels.models import ImageClassifier, Model
 from acn_kernels.text_table import text_table
 from acn_kernels.training.data import load_images
+from acn_kernels.validation import check_device
 
 
 def add_probe_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,6 +88,7 @@ def run_truncate(arguments: argparse.Namespace) -> int:
     """Cuts the model at a depth, or where ``calibrate`` says, and saves it."""
     if (arguments.depth is None) == (arguments.data is None):
         raise ValueError("it takes --depth, or --data to find the depth on: one of them")
+    check_elsewhere(arguments.folder, arguments.model)
     model, depth = _model(arguments), arguments.depth
     if depth is None:
         config = model.config
@@ -102,7 +105,7 @@ def _model(arguments: argparse.Namespace) -> ImageClassifier:
     model = Model.from_pretrained(arguments.model)
     if not isinstance(model, ImageClassifier):
         raise ValueError(f"MODEL is of family {model.family!r}; it takes an image classifier")
-    return model.to(arguments.device).eval()
+    return model.to(check_device(arguments.device)).eval()
 
 
 def _batches(samples, arguments: argparse.Namespace) -> Iterator[tuple[Tensor, Tensor]]:

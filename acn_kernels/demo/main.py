@@ -12,8 +12,10 @@ import torch
 from acn_kernels.demo.experiment import NETWORKS, PRESET, Outcome, reloads_exactly, run_seed
 from acn_kernels.demo.report import as_data, as_text
 from acn_kernels.files import written_whole
+from acn_kernels.inference.calibration import check_drop
 from acn_kernels.plotting import accuracy_by_depth
 from acn_kernels.training.digits import load_digits
+from acn_kernels.validation import check_device
 
 
 def run_demo(
@@ -36,6 +38,8 @@ def run_demo(
     for name, value in (("seeds", seeds), ("epochs", epochs)):
         if value < 1:
             raise ValueError(f"{name} is {value}; it takes a whole number of at least 1")
+    check_drop(max_drop)
+    check_device(device)
     out, started, runs = Path(out), time.perf_counter(), []
     for seed in range(seeds):
         runs.append(run_seed(seed, epochs, max_drop, device, progress=not as_json))

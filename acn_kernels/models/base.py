@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -132,7 +133,7 @@ class Model(nn.Module):
                 not belong to it.
         """
         folder = Path(folder)
-        config = json.loads((folder / CONFIG_FILE).read_text())
+        config = _configuration(folder / CONFIG_FILE)
         family = config.pop("family", None)
         if family not in Model.families:
             raise ValueError(
@@ -149,11 +150,21 @@ class Model(nn.Module):
         model = cls(cls.config_class(**config))
         try:
             model.load_state_dict(load_file(folder / WEIGHTS_FILE))
-        except RuntimeError as error:
+        except (RuntimeError, SafetensorError) as error:
             raise ValueError(f"{folder / WEIGHTS_FILE} is not of this model: {error}") from error
         if alpha is not None:
             model.blocks.alpha = alpha
         return model
+
+
+def _configuration(path: Path) -> dict:
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds a {type(config).__name__}; it takes a configuration")
+    return config
 
 
 @dataclasses.dataclass(frozen=True)
