@@ -16,8 +16,9 @@ def hooks_of(module: nn.Module) -> tuple[dict, ...]:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether something waits to see ``module`` called."""
-    return any(hooks_of(module))
+    """Whether something waits to see ``module`` called: a hook, or a ``forward`` of its own in the
+    place of its class's, which is how accelerate offloads."""
+    return any(hooks_of(module)) or "forward" in vars(module)
 
 
 def is_plain_linear(module: nn.Module) -> bool:

@@ -135,8 +135,6 @@ class LinearLayers:
             modules = (layer, linear, activate)
             if any(map(has_hooks, modules)):
                 return f"layers[{i}] has hooks"
-            if any("forward" in vars(module) for module in modules):
-                return f"layers[{i}] has a forward of its own"
             weights.append(weight)
             if biased:
                 biases.append(bias)

@@ -273,7 +273,7 @@ def none_left(blocks):
         (without_bias, r"layers\[0\] has channel_mlp.fc1 without a weight or a bias"),
         (other_block, r"layers\[1\] is a Identity, no MixerBlock"),
         (other_size, r"layers\[1\] differs from layers\[0\]"),
-        (own_forward, r"layers\[1\] has a forward of its own on channel_mlp"),
+        (own_forward, r"layers\[1\] has hooks on channel_mlp"),
         (none_left, "there is no layer"),
     ],
 )

@@ -193,8 +193,6 @@ def _obstacles_in(block: nn.Module) -> Iterator[str]:
         label = f"{name or 'itself'} ({type(module).__name__})"
         if has_hooks(module):
             yield f"has hooks on {label}"
-        if "forward" in vars(module):
-            yield f"has a forward of its own on {label}"
     for part in _parts_of(block):
         module = block.get_submodule(part)
         expected = nn.LayerNorm if part.startswith("norm") else nn.Linear
