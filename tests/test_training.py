@@ -334,6 +334,7 @@ def test_bfloat16_by_accelerates_own_switch(tmp_path, monkeypatch):
         (["--data", "digits", "--model", "acn_vit_tiny_patch4_cifar"], "data is 'digits'"),
         (["--batch-size", "2000"], "batch_size is 2000"),
         (["--epochs", "0"], "epochs is 0"),
+        (["--depth", "0"], "depth is 0"),
         (["--loss", "all"], "loss is 'all'"),
         (["--lr", "nan"], "lr is nan"),
     ],

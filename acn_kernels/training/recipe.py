@@ -71,7 +71,7 @@ class Recipe:
     save_every: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 1), ("save_every", 0), ("depth", 0)):
+        for name, least in (("epochs", 1), ("batch_size", 1), ("save_every", 0), ("depth", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} is {value}; it takes a whole number from {least}")
