@@ -91,6 +91,23 @@ def test_saved_and_reloaded(name, tmp_path):
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == first
 
 
+CHANGES = {
+    "granularity": "sublayer",
+    "include_input": False,
+    "rows": torch.tensor([1]),
+    "scales": torch.tensor([1.0, 2.0, 0.5]),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_network_that_would_be_loaded_as_another_is_not_saved(name, tmp_path):
+    model = small().truncate(2)
+    setattr(model.blocks, name, CHANGES[name])
+    with pytest.raises(ValueError, match=rf"blocks\.{name} .* loaded as"):
+        model.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
 def test_foreign_files_are_refused(tmp_path):
     model = small()
     with pytest.raises(FileNotFoundError):

@@ -107,10 +107,19 @@ class Model(nn.Module):
         Every process of a sharded model calls this; the first one writes.
 
         Raises:
-            ValueError: the final norm was pruned, which no configuration says.
+            ValueError: the final norm was pruned, or an option of ``blocks`` changed, which no
+                configuration says: another network would be loaded.
         """
         if self.blocks.norm is None:
             raise ValueError("the model's final norm was pruned: it could not be loaded again")
+        with torch.device("meta"):
+            loaded = type(self)(self.config).blocks
+        for name in ("granularity", "include_input", "rows"):
+            given, expected = getattr(self.blocks, name), getattr(loaded, name)
+            if given is not expected and given != expected:
+                raise ValueError(f"blocks.{name} is {given!r}; it would be loaded as {expected!r}")
+        if self.blocks.scales is not None and not isinstance(self.blocks.scales, nn.Parameter):
+            raise ValueError("blocks.scales are fixed; they would be loaded as one")
         folder = Path(folder)
         config = {"family": self.family, **dataclasses.asdict(self.config)}
         if self.blocks.alpha != _alpha_of(self.config.wiring):
