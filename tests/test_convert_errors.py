@@ -224,7 +224,6 @@ def test_bad_registrations(registered):
         ((0.0, 1.0, 1.5), ValueError, "fraction of the schedule is 1.5"),
         (lambda progress: 2.0, ValueError, "alpha is 2.0"),
     ],
-    ids=str,
 )
 def test_bad_schedules(schedule, error, message):
     with pytest.raises(error, match=message):

@@ -25,7 +25,9 @@ CUT = ["timm-vit", "timm-mixer", "torch-pre-norm", "torch-post-norm", "hf-bert",
        "hf-gpt2", "hf-llama", "hf-vit"]  # fmt: skip
 
 
-@pytest.mark.parametrize("schedule", [(0.0, 1.0, 0.5), lambda p: min(1.0, 2 * p)], ids=str)
+@pytest.mark.parametrize(
+    "schedule", [(0.0, 1.0, 0.5), lambda p: min(1.0, 2 * p)], ids=["numbers", "function"]
+)
 def test_the_schedule_in_the_papers_trials(schedule):
     """alpha 0 to 1 over the first half, then 1."""
     stack = acn.FusedACNStack([nn.Linear(4, 4) for _ in range(2)])
