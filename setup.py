@@ -40,9 +40,9 @@ if CUDA and SETTING == "0":
     sys.exit(f"ACN_KERNELS_CUDA={CUDA} asks for what ACN_KERNELS_EXTENSION=0 leaves out")
 REQUIRED = SETTING == "1" or CUDA != "" or (SETTING == "" and "build_ext" in sys.argv)
 
-# NaN and inf keep their meaning: no -ffast-math.
 # As in CMakeLists.txt: left to itself, each torch takes the standard of its own headers.
 STANDARD = "-std=c++20"
+# NaN and inf keep their meaning: no -ffast-math.
 MATH_FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-g0"]
 NVCC_FLAGS = [STANDARD, "-O3", "-Xcompiler=-fvisibility=hidden"]
 
