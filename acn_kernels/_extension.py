@@ -18,7 +18,13 @@ from acn_kernels._sources import digest_of
 _NAME = "acn_kernels._native"
 _BUILT_FOR = re.compile(rb"acn_kernels built for torch (\d+\.\d+), cuda (cpu|\d+\.\d+);")
 _BUILT_FROM = re.compile(rb"acn_kernels built from sources ([0-9a-f]{16});")
-_BUILD = "python setup.py build_ext --inplace builds it"
+_CSRC = Path(__file__).parent.parent / "csrc"
+_IN_SOURCE_TREE = (_CSRC / "include/acn").is_dir()
+_BUILD = (
+    "python setup.py build_ext --inplace builds it"
+    if _IN_SOURCE_TREE
+    else "a wheel for this torch brings it; the README says how to build one"
+)
 
 _module: ModuleType | None = None
 _state = f"not built ({_BUILD})"
@@ -69,11 +75,9 @@ def _obstacle(wanted: BuiltFor | None) -> str | None:
 
 def _stale(path: Path, cuda: bool) -> bool:
     """Whether the library lies in a source tree and was built from other sources than that has."""
-    package = Path(__file__).parent
-    csrc = package.parent / "csrc"
-    if path.parent != package or not (csrc / "include/acn").is_dir():
+    if path.parent != Path(__file__).parent or not _IN_SOURCE_TREE:
         return False
-    return _says(path, _BUILT_FROM) != (digest_of(csrc, cuda),)
+    return _says(path, _BUILT_FROM) != (digest_of(_CSRC, cuda),)
 
 
 def _refuse(reason: str) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from acn_kernels.dispatch import choose
 from acn_kernels.norm_spec import NormSpec
 from acn_kernels.stack import FusedACNStack
+from acn_kernels.validation import check_stack_input
 from acn_kernels.whole_stack import WholeStack, whole_stack_of
 
 
@@ -38,11 +39,12 @@ def explain(stack: FusedACNStack, x: Tensor) -> Explanation:
     the fork and join of training.
 
     Raises:
-        TypeError: ``stack`` is no FusedACNStack.
+        TypeError, ValueError: ``stack`` is no FusedACNStack, or it takes no x like this.
         RuntimeError: the stack's backend, asked for by name, cannot run on x.
     """
     if not isinstance(stack, FusedACNStack):
         raise TypeError(f"stack is a {type(stack).__name__}; it takes a FusedACNStack")
+    check_stack_input(x, stack.rows, None)
     choice = choose(stack.backend, x, None if torch.is_grad_enabled() else "accumulate_norm")
     whole = whole_stack_of(stack, x, len(stack), True)
     if isinstance(whole, WholeStack):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 GRANULARITIES = ("block", "sublayer")
+_STACK_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def under_autocast(x: Tensor) -> bool:
@@ -44,6 +45,13 @@ def check_flag(name: str, value: bool) -> bool:
     return value
 
 
+def check_size(name: str, value: int, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is {value!r}; it takes an integer of at least {least}")
+    if value < least:
+        raise ValueError(f"{name} is {value}; it takes an integer of at least {least}")
+
+
 def check_device(name: str) -> str:
     """``name``; ValueError where it is no device that torch can use here."""
     try:
@@ -53,14 +61,16 @@ def check_device(name: str) -> str:
     return name
 
 
-def check_depth(depth: int | None, layers: int, include_input: bool, name: str = "depth") -> int:
+def check_depth(
+    depth: int | None, layers: int, include_input: bool, name: str = "depth", least: int = 0
+) -> int:
     """``depth``, or the number of layers where it is None."""
     if depth is None:
         depth = layers
     if isinstance(depth, bool) or not isinstance(depth, (int, torch.SymInt)):
-        raise TypeError(f"{name} is {depth!r}; it takes an integer from 0 to {layers}")
-    if not 0 <= depth <= layers:
-        raise ValueError(f"{name} is {depth}; it takes an integer from 0 to {layers}")
+        raise TypeError(f"{name} is {depth!r}; it takes an integer from {least} to {layers}")
+    if not least <= depth <= layers:
+        raise ValueError(f"{name} is {depth}; it takes an integer from {least} to {layers}")
     if depth == 0 and not include_input:
         raise ValueError(f"{name} is 0 and include_input is False; the sum takes a term")
     return depth
@@ -90,8 +100,9 @@ def check_granularity(granularity: str, layers: Iterable[nn.Module]) -> None:
 def check_stack_input(x: Tensor, rows: object, parameter: Tensor | None) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"x is a {type(x).__name__}; it takes a tensor [..., D]")
-    if not x.is_floating_point():
-        raise TypeError(f"x has dtype {x.dtype}; it takes a floating-point tensor")
+    if x.dtype not in _STACK_DTYPES:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in _STACK_DTYPES)
+        raise TypeError(f"x has dtype {x.dtype}; it takes a tensor of {names}")
     if x.dim() == 0 or x.shape[-1] == 0:
         raise ValueError(f"x has shape {tuple(x.shape)}; it takes [..., D] with D at least 1")
     if rows is not None and x.dim() < 2:

@@ -115,6 +115,12 @@ def changes(result):
 CALLS = {
     "x-list": (make_stack, [1.0] * 7, TypeError, "x is a list"),
     "x-integers": (make_stack, torch.ones(2, 7, dtype=torch.int64), TypeError, "x has dtype"),
+    "x-float8": (
+        make_stack,
+        torch.ones(2, 7).to(torch.float8_e4m3fn),
+        TypeError,
+        "x has dtype torch.float8_e4m3fn; it takes a tensor of float32, bfloat16, ",
+    ),
     "x-complex": (make_stack, torch.ones(2, 7, dtype=torch.complex64), TypeError, "x has dtype"),
     "x-scalar": (make_stack, torch.tensor(1.0), ValueError, r"x has shape \(\)"),
     "x-width-0": (make_stack, torch.ones(2, 0), ValueError, r"x has shape \(2, 0\)"),

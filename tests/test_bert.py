@@ -195,6 +195,14 @@ def test_saved_and_reloaded(head, auto, depth, tmp_path):
         assert torch.equal(tuned.blocks[0].attn.qkv.weight, model.blocks[0].attn.qkv.weight)
 
 
+def test_a_network_that_would_be_loaded_as_another_is_not_saved(tmp_path):
+    model = small_bert()
+    model.blocks.granularity = "sublayer"
+    with pytest.raises(ValueError, match=r"blocks\.granularity is 'sublayer'; .* as 'block'"):
+        model.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
 def test_checkpointing_changes_no_gradient():
     model, batch = small_bert(alpha=0.37).double(), inputs()
     parameters, calls = list(model.parameters()), []

@@ -241,10 +241,16 @@ def test_bad_progress():
         acn.anneal("model", (0, 1, 0.5))
 
 
+def test_an_acn_is_none_already():
+    model = nn.Sequential(nn.Linear(2, 2), acn.FusedACNStack([nn.Linear(2, 2)]))
+    with pytest.raises(ValueError, match="1 is a FusedACNStack, an ACN already: its alpha"):
+        acn.convert(model)
+
+
 @pytest.mark.parametrize(("k", "error"), [(0, ValueError), (4, ValueError), ("1", TypeError)])
 def test_bad_depths(k, error):
     _, model, _ = build("hf-bert")
-    with pytest.raises(error, match="k is"):
+    with pytest.raises(error, match=f"k is {k!r}; it takes an integer from 1 to 3"):
         acn.truncate(acn.convert(model), k)
 
 

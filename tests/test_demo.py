@@ -51,6 +51,13 @@ def test_demo_prints_tables(tmp_path, capsys, few_rounds):
         assert words in printed
 
 
+def test_what_the_picture_needs_is_asked_for_before_the_training(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["demo", "--out", str(tmp_path / "demo")]) == 2
+    assert "acn-kernels[demo]" in capsys.readouterr().err
+    assert not (tmp_path / "demo").exists()
+
+
 BAD_OPTIONS = {
     "--seeds": ("0", "seeds is 0"),
     "--epochs": ("0", "epochs is 0"),

@@ -154,8 +154,9 @@ def test_wrong_images_are_refused(engine_alone):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"exits": [0]}, "exits holds 0"),
-        ({"exits": [DEPTH]}, "exits holds 4"),
+        ({"exits": [0], "threshold": 1.0}, "exits holds 0"),
+        ({"exits": [DEPTH], "threshold": 1.0}, "exits holds 4"),
+        ({"exits": [1]}, r"threshold is None; it takes a number, as exits is \[1\]"),
         ({"depth": 9}, "depth is 9"),
         ({"depth": -1}, "depth is -1"),
         ({"micro_batch": 0}, "micro_batch is 0"),
@@ -167,6 +168,8 @@ def test_wrong_options_are_refused(changes, message):
     network = network_of("mixer")
     with pytest.raises(ValueError, match=message):
         Engine.from_model(network)(images_for(network, 1), **changes)
+    with pytest.raises(TypeError, match="exits is 1; it takes a list of depths"):
+        Engine.from_model(network)(images_for(network, 1), 1, 1.0)
     with pytest.raises(ValueError, match="images is Double"):
         Engine.from_model(network)(images_for(network, 1).double())
 

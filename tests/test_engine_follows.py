@@ -9,6 +9,7 @@ import pytest
 import torch
 from engine_case import DEPTH, EXITS, images_for, network_of
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from acn_kernels import EarlyExit, Engine, _extension
 from acn_kernels.inference.engine_model import obstacle_to_engine_of
@@ -50,6 +51,11 @@ def test_changes_of_the_model_are_seen():
     hook = network.blocks[2].register_forward_hook(lambda *_: calls.append(1))
     check(on_the_engine=False)
     assert calls
+    hook.remove()
+    check()
+    hook = register_module_forward_hook(lambda *_: calls.append(2))
+    check(on_the_engine=False)
+    assert calls[-1] == 2
     hook.remove()
     check()
     network.blocks[0].forward = lambda x, **_: torch.zeros_like(x)  # as accelerate puts its own

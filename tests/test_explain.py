@@ -95,6 +95,8 @@ def test_no_layers():
 def test_errors(backend):
     with pytest.raises(TypeError, match="stack is a Linear"):
         acn.explain(nn.Linear(7, 7), torch.randn(2, 7))
+    with pytest.raises(TypeError, match="x is a list"):
+        acn.explain(make_stack(), [1.0])
     with pytest.raises(RuntimeError, match="fp16, bf16 and fp32"):
         acn.explain(make_stack(backend=backend), packed((2, 7), torch.float64, DEVICE))
 

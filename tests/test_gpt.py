@@ -186,6 +186,24 @@ def test_saved_and_reloaded(variant, depth, tmp_path):
     assert AutoConfig.from_pretrained(tmp_path / "one").model_type == "acn_gpt"
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("granularity", "sublayer"),
+        ("include_input", False),
+        ("scales", torch.full((LAYERS + 1,), 0.5)),
+        ("scales", nn.Parameter(torch.ones(LAYERS + 1))),
+    ],
+)
+def test_a_network_that_would_be_loaded_as_another_is_not_saved(name, value, tmp_path):
+    model = small_gpt("acn")
+    setattr(model.transformer.blocks, name, value)
+    for each in (model, model.transformer):
+        with pytest.raises(ValueError, match=rf"blocks\.{name} .* loaded as"):
+            each.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
 def test_a_cut_model_shares_the_weights_and_leaves_the_whole_alone():
     model, ids = small_gpt("hybrid"), words()
     whole = model(ids).logits

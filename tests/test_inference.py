@@ -116,6 +116,12 @@ def test_bad_arguments(exits, threshold, criterion, message):
         EarlyExit(model(), exits, threshold, criterion)
 
 
+def test_exits_that_are_no_list():
+    for exits in (1, "12"):
+        with pytest.raises(TypeError, match=f"exits is {exits!r}; it takes a list of depths"):
+            EarlyExit(model(), exits, 0.5)
+
+
 class WithoutParts(nn.Module):
     """As a converted model of another library: blocks, but neither embed nor logits_by_depth."""
 
@@ -145,6 +151,8 @@ def test_probe_counts_what_is_right():
     assert network.training
     with pytest.raises(ValueError, match="data is empty"):
         probe(network, [])
+    with pytest.raises(ValueError, match=r"labels of shape \(1,\) for 5 inputs"):
+        probe(network, [(batches[0][0], torch.tensor([3]))])
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,21 @@ def test_a_network_that_would_be_loaded_as_another_is_not_saved(name, tmp_path):
     assert not (tmp_path / "saved").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"depth": -1}, ValueError, "depth is -1; it takes an integer of at least 0"),
+        ({"depth": "2"}, TypeError, "depth is '2'; it takes an integer"),
+        ({"width": 0}, ValueError, "width is 0; it takes an integer of at least 1"),
+        ({"token_mlp": 32.0}, TypeError, "token_mlp is 32.0; it takes an integer"),
+        ({"classes": True}, TypeError, "classes is True; it takes an integer"),
+    ],
+)
+def test_sizes_that_are_none(changes, error, message):
+    with pytest.raises(error, match=message):
+        create("acn_mixer_digits", **changes)
+
+
 def test_foreign_files_are_refused(tmp_path):
     model = small()
     with pytest.raises(FileNotFoundError):
@@ -118,6 +133,7 @@ def test_foreign_files_are_refused(tmp_path):
         ({"family": "resnet"}, "family 'resnet'"),
         ({"dropout": 0.1}, "differs .* in dropout"),
         ({"width": 32}, "is not of this model"),
+        ({"depth": "3"}, "config.json: depth is '3'"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(config | change))
         with pytest.raises(ValueError, match=message):

@@ -16,6 +16,7 @@ from acn_kernels.convert.registry import adapter_of, known
 from acn_kernels.convert.stack import ConvertedStack
 from acn_kernels.hooks import has_hooks
 from acn_kernels.known_residual import residual_class
+from acn_kernels.stack import FusedACNStack
 from acn_kernels.validation import check_alpha, check_flag, check_granularity
 
 M = TypeVar("M", bound=nn.Module)
@@ -155,6 +156,12 @@ def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
 
 
 def _nothing_known(model: nn.Module) -> str:
+    for name, module in model.named_modules():
+        if isinstance(module, FusedACNStack):
+            return (
+                f"{name or 'model'} is a {type(module).__name__}, an ACN already: its alpha may be "
+                "set, and acn.anneal moves it; acn.convert takes a residual model"
+            )
     counts: Counter[type] = Counter()
     for module in model.modules():
         if isinstance(module, (nn.ModuleList, nn.Sequential)):

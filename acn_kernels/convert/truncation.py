@@ -32,8 +32,7 @@ def truncate_converted(model: M, k: int) -> M:
     if len(found) != 1 or len(chains(model)) != 1:
         raise ValueError(f"model has {len(found)} lists of converted blocks; it takes one with one")
     ((name, blocks),) = found
-    if check_depth(k, len(blocks), True, "k") == 0:
-        raise ValueError(f"k is 0; it takes an integer from 1 to {len(blocks)}")
+    check_depth(k, len(blocks), True, "k", least=1)
     return _with(model, name.split(".") if name else [], blocks[:k], k)
 
 

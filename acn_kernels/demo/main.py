@@ -40,6 +40,8 @@ def run_demo(
             raise ValueError(f"{name} is {value}; it takes a whole number of at least 1")
     check_drop(max_drop)
     check_device(device)
+    import matplotlib  # noqa: F401 - where it is missing, that is said before the training
+
     out, started, runs = Path(out), time.perf_counter(), []
     for seed in range(seeds):
         runs.append(run_seed(seed, epochs, max_drop, device, progress=not as_json))

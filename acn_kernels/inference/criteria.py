@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -27,8 +27,15 @@ def check_criterion(criterion: str, threshold: float) -> None:
         raise ValueError(f"threshold is {threshold}; it takes a number from 0 to 1")
 
 
+def listed_exits(exits: Sequence[int]) -> list[int]:
+    if not isinstance(exits, Iterable) or isinstance(exits, str):
+        raise TypeError(f"exits is {exits!r}; it takes a list of depths")
+    return list(exits)
+
+
 def check_exits(exits: Sequence[int], layers: int) -> list[int]:
     """``exits`` in order, once each; raises where one is no depth from 1 to ``layers`` - 1."""
+    exits = listed_exits(exits)
     for k in exits:
         if not 0 < check_depth(k, layers, True, "exits") < layers:
             raise ValueError(f"exits holds {k}; it takes depths from 1 to {layers - 1}")

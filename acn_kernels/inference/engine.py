@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from acn_kernels import _extension
-from acn_kernels.inference.criteria import check_criterion
+from acn_kernels.inference.criteria import check_criterion, listed_exits
 from acn_kernels.inference.engine_image import image_config
 from acn_kernels.inference.engine_text import is_bert, text_config
 
@@ -131,7 +131,7 @@ class Engine:
         self,
         inputs: Tensor,
         exits: Sequence[int] = (),
-        threshold: float = 0.0,
+        threshold: float | None = None,
         criterion: str = "entropy",
         depth: int | None = None,
         micro_batch: int | None = None,
@@ -143,7 +143,8 @@ class Engine:
                 :func:`acn_kernels.inference.text_batch` makes of words and mask; of a model
                 compiled as a whole, what its ``embed`` takes.
             exits: depths from 1 to below the last at which samples may leave.
-            threshold, criterion: as :class:`acn_kernels.EarlyExit` takes them.
+            threshold, criterion: as :class:`acn_kernels.EarlyExit` takes them; a threshold wherever
+                there are exits.
             depth: layers to run at most; None is all.
             micro_batch: samples that go through a segment together on the CPU; None: as the cache
                 holds.
@@ -154,13 +155,17 @@ class Engine:
         Raises:
             TypeError, ValueError: naming the argument, its value and what is accepted.
         """
+        exits = listed_exits(exits)
+        if exits and threshold is None:
+            raise ValueError(f"threshold is None; it takes a number, as exits is {exits}")
+        threshold = 0.0 if threshold is None else threshold
         check_criterion(criterion, threshold)
         if depth is not None and depth < 0:
             raise ValueError(f"depth is {depth}; it takes None or a number of layers")
         if micro_batch is not None and micro_batch < 1:
             raise ValueError(f"micro_batch is {micro_batch}; it takes None or at least 1")
         logits, depths, stops, counts, undecided = self._native.run(
-            inputs, list(exits), float(threshold), criterion,
+            inputs, exits, float(threshold), criterion,
             -1 if depth is None else depth, micro_batch or 0,
         )  # fmt: skip
         return EngineResult(logits, depths, dict(zip(stops, counts, strict=True)), undecided)

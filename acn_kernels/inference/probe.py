@@ -20,7 +20,7 @@ def probe_logits(
 
     Raises:
         TypeError: the model is no image classifier of :mod:`acn_kernels.models`.
-        ValueError: ``data`` holds no batch.
+        ValueError: ``data`` holds no batch, or one with more or fewer labels than inputs.
     """
     check_probed(model)
     return collected_by_depth(model, data, model.logits_by_depth)
@@ -41,10 +41,16 @@ def collected_by_depth(
 ) -> tuple[Tensor, Tensor]:
     """(``of_batch(inputs)`` [L+1, n, ...] of all batches as [L+1, N, ...], labels [N]); in eval
     mode, from which the model is put back, and otherwise as :func:`probe_logits`."""
-    training = model.training
+    training, batches = model.training, []
     model.eval()
     try:
-        batches = [(of_batch(inputs), labels) for inputs, labels in data]
+        for inputs, labels in data:
+            if labels.shape != inputs.shape[:1]:
+                raise ValueError(
+                    f"data has labels of shape {tuple(labels.shape)} for {len(inputs)} inputs; it "
+                    "takes one label for each"
+                )
+            batches.append((of_batch(inputs), labels))
     finally:
         model.train(training)
     if not batches:

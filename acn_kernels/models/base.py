@@ -20,6 +20,7 @@ from acn_kernels.hooks import is_plain_linear
 from acn_kernels.models.timm_surface import TimmSurface, make_head
 from acn_kernels.sharding import gathered, shallow_copy
 from acn_kernels.stack import FusedACNStack
+from acn_kernels.validation import check_size
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -63,6 +64,24 @@ def wire(
     if alpha is None:
         alpha = _alpha_of(wiring)
     return family(blocks, norm, alpha=alpha, **options)
+
+
+def check_loaded_alike(blocks: FusedACNStack, loaded: FusedACNStack) -> None:
+    """Raises ValueError where ``loaded``, of the configuration that would be saved, has another
+    option than ``blocks``: weights alone would not make it the same network."""
+    for name in ("granularity", "include_input", "rows"):
+        given, expected = getattr(blocks, name), getattr(loaded, name)
+        if given is not expected and given != expected:
+            raise ValueError(f"blocks.{name} is {given!r}; it would be loaded as {expected!r}")
+    kind, expected = _kind_of(blocks.scales), _kind_of(loaded.scales)
+    if kind != expected:
+        raise ValueError(f"blocks.scales are {kind}; they would be loaded as {expected}")
+
+
+def _kind_of(scales: Tensor | None) -> str:
+    if scales is None:
+        return "one"
+    return "learned" if isinstance(scales, nn.Parameter) else "fixed"
 
 
 def _alpha_of(wiring: str) -> float:
@@ -113,13 +132,7 @@ class Model(nn.Module):
         if self.blocks.norm is None:
             raise ValueError("the model's final norm was pruned: it could not be loaded again")
         with torch.device("meta"):
-            loaded = type(self)(self.config).blocks
-        for name in ("granularity", "include_input", "rows"):
-            given, expected = getattr(self.blocks, name), getattr(loaded, name)
-            if given is not expected and given != expected:
-                raise ValueError(f"blocks.{name} is {given!r}; it would be loaded as {expected!r}")
-        if self.blocks.scales is not None and not isinstance(self.blocks.scales, nn.Parameter):
-            raise ValueError("blocks.scales are fixed; they would be loaded as one")
+            check_loaded_alike(self.blocks, type(self)(self.config).blocks)
         folder = Path(folder)
         config = {"family": self.family, **dataclasses.asdict(self.config)}
         if self.blocks.alpha != _alpha_of(self.config.wiring):
@@ -156,7 +169,10 @@ class Model(nn.Module):
                 f"{folder / CONFIG_FILE} differs from a {family} configuration in "
                 f"{', '.join(sorted(set(config) ^ known))}"
             )
-        model = cls(cls.config_class(**config))
+        try:
+            model = cls(cls.config_class(**config))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{folder / CONFIG_FILE}: {error}") from error
         try:
             model.load_state_dict(load_file(folder / WEIGHTS_FILE))
         except (RuntimeError, SafetensorError) as error:
@@ -192,6 +208,11 @@ class ImageConfig:
     depth: int = 12
     classes: int = 1000
     wiring: str = "acn"
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if field.type == "int":
+                check_size(field.name, getattr(self, field.name), least=int(field.name != "depth"))
 
     @property
     def tokens(self) -> int:

@@ -132,8 +132,9 @@ TEST(refusals) {
   refused(it.command + " --depth x", 2, "--depth is 'x'");
   refused(it.command + " --exits 1", 2, "go together");
   refused(it.command + " --exits 1,,2 --threshold 1", 2, "--exits is ''");
+  refused(it.command + " --exits 1 --threshold -1", 2, "threshold is -1");
   refused(it.command + " --criterion luck", 2, "criterion is 'luck'");
-  refused(it.command + " --device moon", 1, "device is 'moon'; it takes cpu or cuda");
+  refused(it.command + " --device moon", 2, "--device is 'moon'; it takes cpu or cuda");
   refused(it.command + " --device meta", 1, "this build of the engine takes cpu");
   refused(it.command + " --exits 4 --threshold 1", 1, "exits holds 4");
   refused(it.command + " --depth 9", 1, "depth is 9");

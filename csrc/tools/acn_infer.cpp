@@ -38,14 +38,6 @@ Result run_all(const Engine& engine, const at::Tensor& input, const Arguments& a
   return all;
 }
 
-at::Device device_of(const std::string& name) {
-  try {
-    return at::Device(name);
-  } catch (const c10::Error&) {
-    throw std::invalid_argument(text("device is '", name, "'; it takes cpu or cuda"));
-  }
-}
-
 void report(const Result& result) {
   for (size_t i = 0; i < result.stops.size(); ++i) {
     std::cout << "depth " << result.stops[i] << ": " << result.counts[i] << " samples\n";
@@ -77,7 +69,7 @@ void bench(const Engine& engine, const at::Tensor& input, const Arguments& argum
 void infer(const Arguments& arguments) {
   if (arguments.threads > 0) at::set_num_threads(static_cast<int>(arguments.threads));
   const Engine engine =
-      Engine::from_folder(arguments.model, arguments.aot, device_of(arguments.device));
+      Engine::from_folder(arguments.model, arguments.aot, arguments.device);
   const at::Tensor read = read_array(arguments.input);
   if (read.dim() == 0) throw FormatError(text(arguments.input, ": a number is no batch"));
   const at::Tensor input = read.to(engine.device(), engine.input_dtype());

@@ -28,7 +28,8 @@ INPUT   images [N, channels, size, size]: .npy of float32, or .safetensors with 
   --aot              run what export --aot compiled: programs, so trust their source
   --bench N          repeat N times and print times in milliseconds
 
-Exit status: 0 done, 1 a file or its content is wrong, 2 the command line is wrong.
+Exit status: 0 done; 1 a file or its content is wrong, or the model does not take what the options
+say; 2 the command line is wrong.
 )";
 
 namespace {
@@ -67,6 +68,14 @@ std::vector<int64_t> list(const std::string& name, const std::string& words) {
   return values;
 }
 
+at::Device device(const std::string& name, const std::string& word) {
+  try {
+    return at::Device(word);
+  } catch (const c10::Error&) {
+    throw UsageError(text(name, " is '", word, "'; it takes cpu or cuda"));
+  }
+}
+
 }  // namespace
 
 Arguments parse_arguments(int argc, const char* const* argv) {
@@ -78,7 +87,9 @@ Arguments parse_arguments(int argc, const char* const* argv) {
   };
   const std::map<std::string, Take> options{
       {"--out", [&](const auto&, const auto& value) { arguments.out = value; }},
-      {"--device", [&](const auto&, const auto& value) { arguments.device = value; }},
+      {"--device", [&](const auto& name, const auto& value) {
+         arguments.device = device(name, value);
+       }},
       {"--exits", [&](const auto& name, const auto& value) {
          arguments.run.exits = list(name, value);
        }},
@@ -120,6 +131,7 @@ Arguments parse_arguments(int argc, const char* const* argv) {
   if (arguments.run.exits.empty() == threshold) {
     throw UsageError("--exits and --threshold go together");
   }
+  check_threshold(arguments.run.criterion, arguments.run.threshold);
   arguments.model = places[0];
   arguments.input = places[1];
   return arguments;

@@ -1,6 +1,8 @@
 // The command line of acn_infer.
 #pragma once
 
+#include <c10/core/Device.h>
+
 #include <stdexcept>
 #include <string>
 
@@ -17,7 +19,7 @@ struct Arguments {
   std::string model;
   std::string input;
   std::string out;
-  std::string device = "cpu";
+  at::Device device = at::kCPU;
   RunOptions run;
   int64_t batch = 0;    // samples a call; 0: all
   int64_t bench = 0;    // timed repetitions; 0: none
@@ -28,7 +30,7 @@ struct Arguments {
 
 extern const char* const kUsage;
 
-// Throws UsageError, or std::invalid_argument of a criterion.
+// Throws UsageError, or std::invalid_argument of a criterion or a threshold.
 Arguments parse_arguments(int argc, const char* const* argv);
 
 }  // namespace acn

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
+from acn_kernels.models.base import check_loaded_alike
 from acn_kernels.stack import FusedACNStack
 
 
@@ -62,7 +64,14 @@ class ACNPreTrainedModel(PreTrainedModel):
         return short
 
     def save_pretrained(self, *args, **kwargs) -> None:
-        """As transformers' own; the configuration takes the alpha that the blocks have now."""
+        """As transformers' own; the configuration takes the alpha that the blocks have now.
+
+        Raises:
+            ValueError: another option of the blocks was changed, which the configuration does not
+                say: another network would be loaded.
+        """
+        with torch.device("meta"):
+            check_loaded_alike(self.base_model.blocks, type(self)(self.config).base_model.blocks)
         self.config.alpha = self.alpha
         super().save_pretrained(*args, **kwargs)
 
