@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint as checkpointed
 
 from acn_kernels import functional, torch_ops
 from acn_kernels.connection import (
@@ -18,25 +16,21 @@ from acn_kernels.connection import (
     Wiring,
     add_term,
     as_data,
-    has_entry_norms,
 )
 from acn_kernels.dispatch import check_backend
 from acn_kernels.kept import KeptAnswer
+from acn_kernels.layer_step import step_of, through
 from acn_kernels.norm_spec import NormSpec
-from acn_kernels.recompute import recomputing
 from acn_kernels.reference import sum_dtype
 from acn_kernels.rows import Rows
 from acn_kernels.scaled_terms import ScaledTerms
 from acn_kernels.scales import check_scales, parse_scales
 from acn_kernels.validation import (
-    changes_in_place,
     check_alphas,
     check_checkpoint,
     check_depth,
     check_flag,
     check_granularity,
-    check_layer_input,
-    check_layer_output,
     check_stack_input,
     under_autocast,
 )
@@ -277,9 +271,9 @@ class FusedACNStack(ScaledTerms):
             for i, layer in enumerate(layers, start):
                 connection.scales = list(scales[i - start])
                 connection.closing = closing and i == stop - 1
-                x = _through(i, layer, x, connection, args, kwargs)
+                x = through(i, layer, x, connection, args, kwargs)
             return x, connection.y, connection.wiring
-        step = self._step()
+        step = step_of(self.checkpoint)
         for i, layer in enumerate(layers, start):
             last = closing and i == stop - 1
             x, y, wiring = step(x, y, kind, i, layer, wiring, scales[i - start], args, kwargs, last)
@@ -287,7 +281,7 @@ class FusedACNStack(ScaledTerms):
 
     def _joined(self, x, wiring, scales, args, kwargs) -> Tensor:
         """alpha = 1 with gradients: every layer forks, and one join sums all terms at the end."""
-        terms, step = [], self._step()
+        terms, step = [], step_of(self.checkpoint)
         layers = self._numbered()[: len(scales) - 1]
         for i, layer in enumerate(layers):
             last = i == len(layers) - 1
@@ -359,14 +353,6 @@ class FusedACNStack(ScaledTerms):
         wanted = [k + len(self) + 1 if isinstance(k, int) and k < 0 else k for k in indices]
         return [check_depth(k, len(self), self.include_input, "indices") for k in wanted]
 
-    def _step(self):
-        """The function that takes one step: :func:`_run`, to be recomputed where asked for."""
-        if not self.checkpoint or not torch.is_grad_enabled():
-            return _run
-        if self.checkpoint is True:
-            return functools.partial(checkpointed, _run, use_reentrant=False)
-        return _run_recomputing
-
     def _wiring(self, x: Tensor) -> Wiring:
         check_stack_input(x, self._rows, _a_parameter(self))
         if self._mix is None and self._alpha == 0 and not self.include_input:
@@ -397,35 +383,6 @@ class FusedACNStack(ScaledTerms):
             return y if module is None else module(y)
         kind, weight, bias, _ = spec
         return torch_ops.norm(y, weight, bias, spec.eps_for(x.dtype), kind).to(dtype)
-
-
-def _run(x, y, kind, i, layer, wiring, scales, args, kwargs, closing):
-    """(x_{i+1}, what its connection carries on, the wiring of x_{i+1})."""
-    connection = kind(wiring.of_layer(i), scales, y, closing)
-    out = _through(i, layer, x, connection, args, kwargs)
-    return out, connection.carried, connection.wiring._replace(alpha=wiring.alpha)
-
-
-def _through(i, layer, x, connection, args, kwargs):
-    """The output of layers[i]; of the read rows alone where the layer computes no others."""
-    rows = connection.wiring.rows
-    if has_entry_norms(layer):
-        out = layer(x, *args, connection=connection, **kwargs)
-    else:
-        u = connection.enter(x, None)
-        before = changes_in_place(u)
-        out = layer(u, *args, **kwargs)
-        check_layer_input(i, layer, u, before)
-    shape = x.shape
-    if rows is not None and connection.wiring.rows is None:
-        shape = (*shape[:-2], len(rows.index), shape[-1])
-    check_layer_output(i, layer, x, out, shape)
-    return connection.leave(out) if connection.wiring.splits else out
-
-
-def _run_recomputing(*call):
-    with recomputing():
-        return _run(*call)
 
 
 def _a_parameter(module: nn.Module) -> Tensor | None:

@@ -99,7 +99,7 @@ def test_alpha_reaches_the_cut_network_too():
     seen = []
     for _ in range(4):
         trainer.train_on(*data())
-        seen.append((len(trainer._short.blocks), trainer._short.blocks.alpha))
+        seen.append((len(trainer.network.blocks), trainer.network.blocks.alpha))
     # After the last step the end of the schedule stands, in both.
     assert seen == [(4, 0.0), (4, 0.25), (2, 0.5), (2, 1.0)]
     assert network.blocks.alpha == 1.0

@@ -23,6 +23,7 @@ from acn_kernels.training.checkpoint import (
 )
 from acn_kernels.training.data import ImageData, load_images
 from acn_kernels.training.losses import Loss, SharedHeadLoss, Step, final_loss, rising_weights
+from acn_kernels.training.scheduled import ScheduledModel
 from acn_kernels.training.schedules import GROWING, warmup_cosine
 
 LOG_FILE = "log.csv"
@@ -183,7 +184,8 @@ class _Run:
         changes = {} if recipe.depth is None else {"depth": recipe.depth}
         model = create(recipe.model, wiring=recipe.wiring, classes=len(data.classes), **changes)
         self.model = model.to(accelerator.device)
-        self.layers = 0  # that take part; none before the first step
+        self.scheduled = ScheduledModel(self.model, recipe.alpha, GROWING if recipe.grow else None)
+        self.network = None  # that of the layers which take part; none before the first step
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), recipe.lr, weight_decay=recipe.weight_decay, fused=True
         )
@@ -240,18 +242,12 @@ class _Run:
         self.step += 1
 
     def _follow_schedules(self) -> None:
-        progress, layers = self.step / self.total_steps, len(self.model.blocks)
-        taking_part = GROWING.at(progress, layers) if self.recipe.grow else layers
-        if taking_part != self.layers:
-            self.layers, self.short = taking_part, self.model
-            if taking_part < layers:
-                self.short = self.model.truncate(taking_part)
-            loss = LOSSES[self.recipe.loss](taking_part)
+        self.scheduled.follow(self.step / self.total_steps)
+        if self.network is not self.scheduled.network:
+            self.network = self.scheduled.network
+            loss = LOSSES[self.recipe.loss](len(self.network.blocks))
             # Wrapped anew, as DDP waits for the gradients of all that it was given.
-            self.objective = self.accelerator.prepare_model(_Objective(self.short, loss)).train()
-        if self.recipe.alpha is not None:
-            for network in (self.model, self.short):
-                network.blocks.alpha = self.recipe.alpha.at(progress)
+            self.objective = self.accelerator.prepare_model(_Objective(self.network, loss)).train()
 
     def _row(self, seconds: float) -> dict[str, float]:
         """The log's line on the epoch that has ended: "accuracy_k" is that of sub-network k."""

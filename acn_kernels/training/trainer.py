@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from acn_kernels.alpha_schedule import AlphaSchedule
-from acn_kernels.convert import anneal
 from acn_kernels.models import ImageClassifier
 from acn_kernels.repeated import Repeated
-from acn_kernels.stack import FusedACNStack
 from acn_kernels.training.digits import Split
 from acn_kernels.training.losses import Loss, Step, final_loss
+from acn_kernels.training.scheduled import ScheduledModel
 from acn_kernels.training.schedules import (
     BottomUpAlpha,
     DepthSchedule,
@@ -23,7 +22,7 @@ from acn_kernels.training.schedules import (
     warmup_cosine,
 )
 
-_SORTED_BATCHES = 50
+_SORTED_BATCHES = 50  # among so many in a row samples are put together with those of like length
 
 
 @dataclass(frozen=True)
@@ -51,21 +50,17 @@ class Trainer:
 
     Args:
         loss: see :mod:`acn_kernels.training.losses`; one that is an nn.Module is trained too.
-        alpha: sets the alpha of the model's stack, or of its converted blocks, before every step;
-            a BottomUpAlpha, that of every layer in a stack.
-        depth: how many of the layers take part in each step.
-        freeze: how many of the lowest ones, with the stem, no longer learn.
+        alpha, depth, freeze: what :class:`ScheduledModel` follows, from step to step.
         after_backward: called between the backward pass and the optimiser's step.
         replay: on CUDA, replays steps that repeat (:mod:`acn_kernels.repeated`). ``loss``
             must then not depend on the step; what ``after_backward`` keeps, it must keep in
             tensors that it changes in place.
         autocast: the dtype that the forward pass is autocast to, torch.bfloat16 say; None is not.
         length: of samples [N, ...] the lengths [N]. Those of like length share a batch then, as
-            far as chance has put them within ``_SORTED_BATCHES`` batches: less is padding.
+            far as chance has put them within 50 batches: less is padding.
 
     Raises:
-        TypeError: a BottomUpAlpha is given for a model without a stack.
-        ValueError: the stages of ``depth`` are out of order.
+        TypeError, ValueError: as ScheduledModel does.
     """
 
     def __init__(
@@ -82,12 +77,8 @@ class Trainer:
         autocast: torch.dtype | None = None,
         length: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        self.model, self.recipe, self.loss, self.alpha = model, recipe, loss, alpha
-        if isinstance(alpha, BottomUpAlpha) and not isinstance(model.blocks, FusedACNStack):
-            raise TypeError("alpha is a BottomUpAlpha; it takes a model with a FusedACNStack")
-        self.depth, self.freeze = None if depth is None else depth.checked(), freeze
-        self._short, self._frozen = model, 0  # the layers that take part; how many do not learn
-        self._alpha_now: float | tuple[float, ...] | None = None  # where a schedule has set it
+        self.model, self.recipe, self.loss = model, recipe, loss
+        self._scheduled = ScheduledModel(model, alpha, depth, freeze)
         self.after_backward, self.autocast, self.length = after_backward, autocast, length
         self.steps_per_epoch = recipe.steps_per_epoch(samples)
         self.step = Step(0, recipe.epochs * self.steps_per_epoch)
@@ -114,7 +105,7 @@ class Trainer:
     @property
     def network(self) -> ImageClassifier:
         """What is trained: the model, or that of the layers which take part now."""
-        return self._short
+        return self._scheduled.network
 
     @property
     def not_replayed(self) -> str | None:
@@ -128,7 +119,7 @@ class Trainer:
         if self._repeated is None:
             loss = self._update(images, labels)
         else:
-            loss = self._repeated((self._short, self._frozen, self._alpha_now), images, labels)
+            loss = self._repeated(self._scheduled.state, images, labels)
         self.step = self.step._replace(index=self.step.index + 1)
         if self.done:
             self._finish()
@@ -137,7 +128,7 @@ class Trainer:
     def _update(self, images: Tensor, labels: Tensor) -> Tensor:
         kind = images.device.type
         with torch.autocast(kind, self.autocast, enabled=self.autocast is not None):
-            loss = self.loss(self._short, images, labels, self.step)
+            loss = self.loss(self.network, images, labels, self.step)
         self.optimizer.zero_grad()
         loss.backward()
         if self.after_backward is not None:
@@ -157,37 +148,11 @@ class Trainer:
 
     def _finish(self) -> None:
         self.model.train()
-        if self.alpha is not None:
-            self._anneal(1.0)
-        if self._frozen:
-            self.model.requires_grad_(True)
+        self._scheduled.finish()
 
     def _follow_schedules(self, progress: float) -> None:
-        layers = len(self.model.blocks)
-        if self.depth is not None:
-            taking_part = self.depth.at(progress, layers)
-            if taking_part != len(self._short.blocks):
-                self._short = self.model.truncate(taking_part)
-        if self.alpha is not None:
-            self._anneal(progress)
-        frozen = 0 if self.freeze is None else self.freeze.at(progress, layers)
-        if frozen != self._frozen:
-            # Without a gradient below them, autograd ends where the frozen layers end.
-            for module in (self.model.stem, *self.model.blocks[:frozen]):
-                module.requires_grad_(False)
-            self._frozen = frozen
-        self._short.train()
-
-    def _anneal(self, progress: float) -> None:
-        if isinstance(self.alpha, BottomUpAlpha):
-            self._alpha_now = self.alpha.at(progress, len(self.model.blocks))
-        else:
-            self._alpha_now = self.alpha.at(progress)
-        for network in {self.model, self._short}:
-            if isinstance(self._alpha_now, tuple):
-                network.blocks.alpha = self._alpha_now[: len(network.blocks)]
-            else:
-                anneal(network, self.alpha.at).step(progress)
+        self._scheduled.follow(progress)
+        self.network.train()
 
     def train_epoch(self, data: Split) -> float:
         """All samples once, in an order that follows from the seed and the epoch; the mean loss."""

@@ -1,0 +1,52 @@
+"""One layer of a stack: called through its connection, checked, recomputed where asked for."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch.utils.checkpoint import checkpoint as checkpointed
+
+from acn_kernels.connection import has_entry_norms
+from acn_kernels.recompute import recomputing
+from acn_kernels.validation import changes_in_place, check_layer_input, check_layer_output
+
+
+def step_of(checkpoint: bool | str) -> Callable:
+    """The function that takes one step, whose activations are kept for the backward pass as
+    ``checkpoint`` says."""
+    if not checkpoint or not torch.is_grad_enabled():
+        return _run
+    if checkpoint is True:
+        return functools.partial(checkpointed, _run, use_reentrant=False)
+    return _run_recomputing
+
+
+def _run_recomputing(*call):
+    with recomputing():
+        return _run(*call)
+
+
+def _run(x, y, kind, i, layer, wiring, scales, args, kwargs, closing):
+    """(x_{i+1}, what its connection carries on, the wiring of x_{i+1})."""
+    connection = kind(wiring.of_layer(i), scales, y, closing)
+    out = through(i, layer, x, connection, args, kwargs)
+    return out, connection.carried, connection.wiring._replace(alpha=wiring.alpha)
+
+
+def through(i, layer, x, connection, args, kwargs):
+    """The output of layers[i]; of the read rows alone where the layer computes no others."""
+    rows = connection.wiring.rows
+    if has_entry_norms(layer):
+        out = layer(x, *args, connection=connection, **kwargs)
+    else:
+        u = connection.enter(x, None)
+        before = changes_in_place(u)
+        out = layer(u, *args, **kwargs)
+        check_layer_input(i, layer, u, before)
+    shape = x.shape
+    if rows is not None and connection.wiring.rows is None:
+        shape = (*shape[:-2], len(rows.index), shape[-1])
+    check_layer_output(i, layer, x, out, shape)
+    return connection.leave(out) if connection.wiring.splits else out

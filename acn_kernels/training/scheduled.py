@@ -1,0 +1,77 @@
+"""A model that follows schedules: which layers take part, which learn, and their alpha."""
+
+from __future__ import annotations
+
+from acn_kernels.alpha_schedule import AlphaSchedule
+from acn_kernels.convert import anneal
+from acn_kernels.models import ImageClassifier
+from acn_kernels.stack import FusedACNStack
+from acn_kernels.training.schedules import BottomUpAlpha, DepthSchedule, FreezeSchedule
+
+
+class ScheduledModel:
+    """``model`` in training, and ``network``, that of the layers which take part now.
+
+    Args:
+        alpha: of the model's stack, or of its converted blocks; a BottomUpAlpha, that of every
+            layer in a stack.
+        depth: how many of the layers take part.
+        freeze: how many of the lowest ones, with the stem, do not learn.
+
+    Raises:
+        TypeError: a BottomUpAlpha is given for a model without a stack.
+        ValueError: the stages of ``depth`` are out of order.
+    """
+
+    def __init__(
+        self,
+        model: ImageClassifier,
+        alpha: AlphaSchedule | BottomUpAlpha | None = None,
+        depth: DepthSchedule | None = None,
+        freeze: FreezeSchedule | None = None,
+    ) -> None:
+        if isinstance(alpha, BottomUpAlpha) and not isinstance(model.blocks, FusedACNStack):
+            raise TypeError("alpha is a BottomUpAlpha; it takes a model with a FusedACNStack")
+        self.model = self.network = model
+        self.alpha, self.freeze = alpha, freeze
+        self.depth = None if depth is None else depth.checked()
+        self._frozen = 0
+        self._alpha_now: float | tuple[float, ...] | None = None  # where a schedule has set it
+
+    @property
+    def state(self) -> tuple:
+        """What a step depends on beside its data and the numbers in tensors."""
+        return self.network, self._frozen, self._alpha_now
+
+    def follow(self, progress: float) -> None:
+        """To where the schedules are after the share ``progress`` of the training."""
+        layers = len(self.model.blocks)
+        if self.depth is not None:
+            taking_part = self.depth.at(progress, layers)
+            if taking_part != len(self.network.blocks):
+                self.network = self.model.truncate(taking_part)
+        if self.alpha is not None:
+            self._set_alpha(progress)
+        frozen = 0 if self.freeze is None else self.freeze.at(progress, layers)
+        if frozen != self._frozen:
+            # Without a gradient below them, autograd ends where the frozen layers end.
+            for module in (self.model.stem, *self.model.blocks[:frozen]):
+                module.requires_grad_(False)
+            self._frozen = frozen
+
+    def finish(self) -> None:
+        """At the end of the training: the last alpha, and nothing frozen any more."""
+        if self.alpha is not None:
+            self._set_alpha(1.0)
+        if self._frozen:
+            self.model.requires_grad_(True)
+
+    def _set_alpha(self, progress: float) -> None:
+        of_layers = isinstance(self.alpha, BottomUpAlpha)
+        given = (progress, len(self.model.blocks)) if of_layers else (progress,)
+        self._alpha_now = self.alpha.at(*given)
+        for network in {self.model, self.network}:
+            if of_layers:
+                network.blocks.alpha = self._alpha_now[: len(network.blocks)]
+            else:
+                anneal(network, self.alpha.at).step(progress)
