@@ -11,8 +11,20 @@ import numpy as np
 import pytest
 import torch
 from engine_case import certainty, clear_threshold
-from language_models import WORDS, bert_sums, small_bert
+from language_models import WORDS, small_bert
 from safetensors.torch import load_file, save_file
+from text_case import (
+    CLASSIFIER,
+    EXITS,
+    LAYERS,
+    check,
+    check_bf16,
+    classifier,
+    first_exits,
+    logits_by_depth,
+    texts,
+    without_engine,
+)
 from torch import nn
 
 from acn_kernels import EarlyExit, Engine, _extension
@@ -22,47 +34,6 @@ from acn_kernels.inference.criteria import CRITERIA
 
 if _extension.module() is None:
     pytest.skip(f"the compiled extension is {_extension.state()}", allow_module_level=True)
-
-LAYERS, EXITS = 4, [1, 3]
-CLASSIFIER = "ACNBertForSequenceClassification"
-
-
-def classifier(**changes):
-    return small_bert(CLASSIFIER, num_hidden_layers=LAYERS, num_labels=5, **changes)
-
-
-def texts(batch: int, length: int = 9) -> dict[str, torch.Tensor]:
-    """Texts of 1 to ``length`` words, padded."""
-    lengths = torch.randint(1, length + 1, (batch, 1))
-    return {
-        "input_ids": torch.randint(WORDS, (batch, length)),
-        "attention_mask": (torch.arange(length) < lengths).long(),
-        "token_type_ids": torch.randint(2, (batch, length)),
-    }
-
-
-def logits_by_depth(model, batch) -> torch.Tensor:
-    """[L+1, B, classes], by the equation of every sub-network and the head by hand."""
-    logits = []
-    for y in bert_sums(model.bert, *batch.values()):
-        pooled = torch.tanh(y[:, 0] @ model.bert.pooler.weight.T + model.bert.pooler.bias)
-        logits.append(pooled @ model.classifier.weight.T + model.classifier.bias)
-    return torch.stack(logits).detach()
-
-
-def first_exits(by_depth, criterion, threshold) -> torch.Tensor:
-    depths = torch.full((by_depth.shape[1],), LAYERS)
-    for k in reversed(EXITS):
-        value = certainty(by_depth[k], criterion)
-        depths[value < threshold if criterion == "entropy" else value > threshold] = k
-    return depths
-
-
-def check_bf16(logits, truth) -> None:
-    """All logits as a whole: of few of them one may lie far off, where a norm makes its rows out of
-    small differences."""
-    assert logits.dtype == torch.bfloat16
-    assert (logits.cpu().double() - truth).norm() < 0.06 * truth.norm()
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
@@ -75,9 +46,7 @@ def test_texts_leave_where_the_loop_says(criterion, batch):
     engine = Engine.from_model(model)
     for micro_batch in (None, 1, 7):
         result = engine(text_batch(**given), EXITS, threshold, criterion, micro_batch=micro_batch)
-        assert torch.equal(result.depth, depths)
-        expected = by_depth[depths, torch.arange(batch)]
-        torch.testing.assert_close(result.logits, expected, rtol=1e-4, atol=1e-4)
+        check(result, by_depth, depths)
         assert result.counts == {k: int((depths == k).sum()) for k in (*EXITS, LAYERS)}
 
 
@@ -91,9 +60,7 @@ def test_every_alpha(changes, tmp_path):
     for engine in (Engine.from_model(model), Engine.from_folder(tmp_path)):
         for micro_batch in (None, 3):
             result = engine(text_batch(**given), EXITS, threshold, micro_batch=micro_batch)
-            assert torch.equal(result.depth, depths)
-            expected = by_depth[depths, torch.arange(20)]
-            torch.testing.assert_close(result.logits, expected, rtol=1e-4, atol=1e-4)
+            check(result, by_depth, depths)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3])
@@ -191,11 +158,6 @@ def test_batches_that_are_refused():
         engine(torch.zeros(2, 3, 8, 8))
 
 
-def without_engine(model):
-    model.blocks.backend = "torch"
-    return model
-
-
 @pytest.mark.parametrize("changes", [{}, {"wiring": "residual"}, {"alpha": 0.3}])
 @pytest.mark.parametrize("rows", [1, 2, 3])
 def test_early_exit_of_texts(rows, changes):
@@ -209,9 +171,7 @@ def test_early_exit_of_texts(rows, changes):
     for run, engine in ((model, True), (without_engine(copy.deepcopy(model)), False)):
         early = EarlyExit(run, EXITS, threshold)
         for result in (early(**given), early(*given.values())):
-            assert torch.equal(result.depth, depths)
-            expected = by_depth[depths, torch.arange(30)]
-            torch.testing.assert_close(result.logits, expected, rtol=1e-4, atol=1e-4)
+            check(result, by_depth, depths)
         assert (early._live is not None) == engine
 
 
@@ -219,23 +179,23 @@ def test_early_exit_follows_the_model():
     model, given = classifier(), texts(4)
     early = EarlyExit(model, [], 0.0)
 
-    def check(on_the_engine=True):
+    def follows(on_the_engine=True):
         with torch.no_grad():
             expected = model(**given).logits
         torch.testing.assert_close(early(**given).logits, expected, rtol=1e-4, atol=1e-4)
         assert (early._live is not None) == on_the_engine
 
-    check()
+    follows()
     first = early._live
     with torch.no_grad():
         model.classifier.bias.add_(1)
-    check()
+    follows()
     assert early._live is first
     model.alpha = 0.4
-    check()
+    follows()
     assert early._live is not first
     model.bert.pooler = nn.Sequential(model.bert.pooler)
-    check(on_the_engine=False)
+    follows(on_the_engine=False)
 
 
 def test_training_mode_drops_out():

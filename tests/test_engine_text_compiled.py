@@ -10,9 +10,10 @@ import pytest
 import torch
 from engine_case import certainty, clear_threshold
 from safetensors.torch import load_file, save_file
-from test_engine_text import (
+from text_case import (
     EXITS,
     LAYERS,
+    check,
     check_bf16,
     classifier,
     first_exits,
@@ -28,12 +29,6 @@ from acn_kernels.inference.criteria import CRITERIA
 
 if _extension.module() is None:
     pytest.skip(f"the compiled extension is {_extension.state()}", allow_module_level=True)
-
-
-def check(result, by_depth, depths) -> None:
-    assert torch.equal(result.depth, depths)
-    expected = by_depth[depths, torch.arange(len(depths))]
-    torch.testing.assert_close(result.logits, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow

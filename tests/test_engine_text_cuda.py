@@ -8,9 +8,10 @@ import pytest
 import torch
 from engine_case import certainty, clear_threshold
 from test_engine_cuda import WAYS, check_no_host_waits, named, needs_kernels, run
-from test_engine_text import (
+from text_case import (
     EXITS,
     LAYERS,
+    check,
     check_bf16,
     classifier,
     first_exits,
@@ -30,13 +31,6 @@ def on_gpu(given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: row.cuda() for name, row in given.items()}
 
 
-def check(result, by_depth, depths) -> None:
-    logits, depth = result[:2]
-    assert logits.is_cuda and torch.equal(depth.cpu(), depths)
-    expected = by_depth[depths, torch.arange(len(depths))]
-    torch.testing.assert_close(logits.cpu(), expected, rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize("way", WAYS, ids=named)
 @pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("changes", [{}, {"wiring": "residual"}, {"alpha": 0.3}])
@@ -49,7 +43,7 @@ def test_every_way_and_criterion(changes, criterion, way):
         depths = first_exits(by_depth, criterion, threshold)
         for _ in range(2):  # what a graph holds is good for more than one batch
             result = run(engine, inputs, threshold, criterion, exits=EXITS, **way)
-            check(result, by_depth, depths)
+            check(result, by_depth, depths, "cuda")
             assert result[2] == {k: int((depths == k).sum()) for k in (*EXITS, LAYERS)}
             assert result[3] == 0
 
@@ -65,10 +59,10 @@ def test_batches_and_texts_of_any_size(batch, rows):
         depths = first_exits(by_depth, "entropy", threshold)
         early = EarlyExit(model.cuda(), EXITS, threshold)
         for _ in range(3):  # as it comes, captured, and from what was captured
-            check(early(**on_gpu(given)), by_depth, depths)
+            check(early(**on_gpu(given)), by_depth, depths, "cuda")
             assert early._live is not None
         early = EarlyExit(without_engine(model), EXITS, threshold)
-        check(early(**on_gpu(given)), by_depth, depths)
+        check(early(**on_gpu(given)), by_depth, depths, "cuda")
         model.blocks.backend = "auto"
 
 
@@ -82,7 +76,7 @@ def test_shorter_texts_after_longer_ones(way):
     engine = Engine.from_model(model.cuda())
     for given, by_depth in zip(batches, by_depths, strict=True):
         result = run(engine, text_batch(**on_gpu(given)), threshold, exits=EXITS, **way)
-        check(result, by_depth, first_exits(by_depth, "entropy", threshold))
+        check(result, by_depth, first_exits(by_depth, "entropy", threshold), "cuda")
     if way.get("graphs") in ("steps", "whole"):
         assert engine._native.graphs[:2] == (1, 1)
 
