@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from acn_kernels import _extension
-from acn_kernels.hooks import HOOKS_ON_ALL, hooks_of
+from acn_kernels.hooks import hooks_of
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))  # among them ``training``
 _END = object()
@@ -36,7 +36,7 @@ class Composition:
         owners = list(chain.from_iterable(groups))
         self._owners = [owner for owner in owners if owner]
         self._held = list(chain.from_iterable(map(dict.values, self._owners)))
-        hooks = [*HOOKS_ON_ALL, *chain.from_iterable(map(hooks_of, self._modules))]
+        hooks = list(chain.from_iterable(map(hooks_of, self._modules)))
         self._hooked = any(hooks)
         # What is empty has no values to compare, and has to stay so.
         self._dicts = [*settings, *hooks, *(owner for owner in owners if not owner)]

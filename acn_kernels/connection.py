@@ -134,12 +134,12 @@ class Connection:
     def enter(self, x: Tensor, norm: nn.Module | None) -> Tensor:
         """norm(u) for the layer whose predecessor put out x."""
         self.u = x
-        u = self._detached(x)
+        u = self.detached(x)
         return u if norm is None else self.wiring.norm(u, norm)
 
     def enter_with(self, x: Tensor, x_0: Tensor, norm: nn.Module | None) -> Tensor:
         """norm(u + x_0): the network's input once more, ``x_i = f_i(x_{i-1} + x_0)``."""
-        self.u = self.enter(x, None) + self._detached(x_0)
+        self.u = self.enter(x, None) + self.detached(x_0)
         return self.wiring.norm(self.u, norm)
 
     def next_sublayer(self, h: Tensor) -> Tensor:
@@ -169,7 +169,7 @@ class Connection:
         """The term x, with what goes around the sublayer it comes from; the rest of it goes around
         the next one."""
         self.u = x = self.leave(x)
-        self._scale, self._around = scale, self._detached(x)
+        self._scale, self._around = scale, self.detached(x)
         return x
 
     def within(self, h: Tensor, norm: nn.Module, f: Callable[[Tensor], Tensor]) -> Tensor:
@@ -185,10 +185,11 @@ class Connection:
             self._around = h
         if self.wiring.is_acn:
             return f(self.wiring.norm(h, norm))
-        m = f(self.wiring.norm(plus_share(h, self._detached(self.u), alpha), norm))
+        m = f(self.wiring.norm(plus_share(h, self.detached(self.u), alpha), norm))
         return plus_share(m, h, alpha)
 
-    def _detached(self, u: Tensor) -> Tensor:
+    def detached(self, u: Tensor) -> Tensor:
+        """u without its gradient, where the layers train on the direct gradient alone."""
         return u.detach() if self.wiring.detach else u
 
 
@@ -263,7 +264,8 @@ def as_data(alpha: float | tuple[float, ...]) -> Tensor | None:
     if not isinstance(alpha, tuple) and not 0 < alpha < 1:
         return None
     # On the CPU even where the default device is "meta", as in from_pretrained of transformers.
-    return torch.tensor(alpha, dtype=torch.float64, device="cpu")
+    with torch.inference_mode(False):  # a training may follow
+        return torch.tensor(alpha, dtype=torch.float64, device="cpu")
 
 
 def add_term(y: Tensor | None, x: Tensor, scale: Scale) -> Tensor:

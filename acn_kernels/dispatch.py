@@ -129,6 +129,8 @@ def choose(backend: str, x: Tensor, operation: str | None = None) -> Choice:
         if obstacle:
             raise RuntimeError(f"backend={backend!r} cannot run: {obstacle}")
         return Choice(backend, "asked for by name")
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        return Choice("torch", "torch.func transforms PyTorch's own operations alone")
     if x.is_cuda:
         obstacle = obstacle_to("triton", x, operation)
         if obstacle is None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.modules import module as _module
 
-# Of torch.nn.modules.module.register_module_forward_hook and its like: they wait for any module.
-HOOKS_ON_ALL = (
+_ON_ALL = (
     _module._global_forward_hooks,
     _module._global_forward_pre_hooks,
     _module._global_backward_hooks,
@@ -25,9 +24,15 @@ def hooks_of(module: nn.Module) -> tuple[dict, ...]:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether something waits to see ``module`` called: a hook, its own or one on all modules, or a
-    ``forward`` of its own in the place of its class's, which is how accelerate offloads."""
-    return any(hooks_of(module)) or any(HOOKS_ON_ALL) or "forward" in vars(module)
+    """Whether something waits to see ``module`` called: a hook, or a ``forward`` of its own in the
+    place of its class's, which is how accelerate offloads."""
+    return any(hooks_of(module)) or "forward" in vars(module)
+
+
+def hooks_on_all() -> bool:
+    """Whether hooks wait to see any module called, as those of torch's
+    ``register_module_forward_hook`` do."""
+    return any(_ON_ALL)
 
 
 def is_plain_linear(module: nn.Module) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from acn_kernels.composition import Composition
+from acn_kernels.hooks import hooks_on_all
 
 _version = attrgetter("_version")  # counts the changes in place
 
@@ -87,6 +88,7 @@ def calls_are_plain() -> bool:
         or torch.jit.is_tracing()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._are_functorch_transforms_active()
+        or hooks_on_all()
     )
 
 

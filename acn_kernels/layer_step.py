@@ -10,7 +10,13 @@ from torch.utils.checkpoint import checkpoint as checkpointed
 
 from acn_kernels.connection import has_entry_norms
 from acn_kernels.recompute import recomputing
-from acn_kernels.validation import changes_in_place, check_layer_input, check_layer_output
+from acn_kernels.validation import (
+    are_counted,
+    changes_in_place,
+    changes_what_it_gets,
+    check_layer_input,
+    check_layer_output,
+)
 
 
 def step_of(checkpoint: bool | str) -> Callable:
@@ -39,9 +45,13 @@ def through(i, layer, x, connection, args, kwargs):
     """The output of layers[i]; of the read rows alone where the layer computes no others."""
     rows = connection.wiring.rows
     if has_entry_norms(layer):
+        before = changes_in_place(x)
         out = layer(x, *args, connection=connection, **kwargs)
+        check_layer_input(i, layer, x, before)
     else:
         u = connection.enter(x, None)
+        if not are_counted(u) and changes_what_it_gets(layer):
+            u = u.clone()
         before = changes_in_place(u)
         out = layer(u, *args, **kwargs)
         check_layer_input(i, layer, u, before)

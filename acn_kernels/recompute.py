@@ -8,6 +8,7 @@ from is kept anyway, by its own derivative, so nothing more stays alive.
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -19,26 +20,51 @@ from torch import Tensor, nn
 _running = threading.local()
 
 
+class _Kept:
+    """A tensor, and its version: the count of its changes in place, which autograd looks at by
+    itself only where no hook stands between."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor, self._version = tensor, tensor._version
+
+    def unchanged(self) -> Tensor:
+        if self.tensor._version != self._version:
+            raise RuntimeError(
+                "one of the variables needed for gradient computation has been modified by an "
+                f"inplace operation: a {self.tensor.dtype} {list(self.tensor.shape)} is at version "
+                f"{self.tensor._version}; expected version {self._version} instead"
+            )
+        return self.tensor
+
+
 class _Offer(NamedTuple):
     tensor: weakref.ref[Tensor]
+    version: int
     again: Callable[[], Tensor]
+    sources: list[_Kept]
 
 
 class _Again(NamedTuple):
     """In the place of a tensor that autograd wanted to keep."""
 
     make: Callable[[], Tensor]
+    sources: list[_Kept]
     shape: torch.Size
 
 
-def offer(h: Tensor, again: Callable[[], Tensor]) -> Tensor:
-    """h itself; inside :func:`recomputing`, ``again()`` stands in for it until the backward pass.
+def offer(h: Tensor, again: Callable[..., Tensor], *sources: Tensor | None) -> Tensor:
+    """h itself; inside :func:`recomputing`, ``again(*sources)`` stands in for it until the backward
+    pass.
 
-    ``again`` gives the same bits and refers to nothing that autograd would not keep without it.
+    It gives the same bits. Where no source takes a gradient, autograd would not keep them, and h
+    is kept.
     """
     offers = getattr(_running, "offers", None)
-    if offers is not None and h.is_contiguous():
-        offers[h.untyped_storage().data_ptr()] = _Offer(weakref.ref(h), again)
+    there = [source for source in sources if source is not None]
+    if offers is not None and h.is_contiguous() and any(s.requires_grad for s in there):
+        make = functools.partial(again, *sources)
+        kept = list(map(_Kept, there))
+        offers[h.untyped_storage().data_ptr()] = _Offer(weakref.ref(h), h._version, make, kept)
     return h
 
 
@@ -50,15 +76,17 @@ def recomputing() -> Iterator[None]:
         return
     offers: dict[int, _Offer] = {}
 
-    def pack(kept: Tensor) -> Tensor | _Again:
+    def pack(kept: Tensor) -> Tensor | _Kept | _Again:
         if type(kept) not in (Tensor, nn.Parameter):  # a sharded one has no memory to point at
             return kept
         found = offers.get(kept.untyped_storage().data_ptr())
         # Memory of an offered tensor that is gone may have become another's.
         h = None if found is None else found.tensor()
-        if h is None or kept.numel() != h.numel() or kept.dtype != h.dtype:
-            return kept
-        return _Again(found.again, kept.shape) if kept.is_contiguous() else kept
+        if h is None or h._version != found.version or not kept.is_contiguous():
+            return _Kept(kept)
+        if kept.numel() != h.numel() or kept.dtype != h.dtype:
+            return _Kept(kept)
+        return _Again(found.again, found.sources, kept.shape)
 
     outer, _running.offers = getattr(_running, "offers", None), offers
     try:
@@ -68,8 +96,12 @@ def recomputing() -> Iterator[None]:
         _running.offers = outer
 
 
-def _unpack(kept: Tensor | _Again) -> Tensor:
+def _unpack(kept: Tensor | _Kept | _Again) -> Tensor:
     if isinstance(kept, Tensor):
         return kept
+    if isinstance(kept, _Kept):
+        return kept.unchanged()
+    for source in kept.sources:
+        source.unchanged()
     with torch.no_grad():
         return kept.make().view(kept.shape)

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from acn_kernels.kept import calls_are_plain
+
 _MOST_LENGTHS_KEPT = 256
 
 
@@ -75,14 +77,15 @@ class Rows:
 
         Kept from call to call: building it anew copies from the host, which a CUDA graph refuses.
         """
-        if torch.compiler.is_compiling():
+        if not calls_are_plain():
             return self._build(length, device)
-        key = (length, device)
-        if key not in self._resolved:
+        found = self._resolved.get((length, device))
+        if found is None:
             if len(self._resolved) == _MOST_LENGTHS_KEPT:
                 self._resolved.clear()
-            self._resolved[key] = self._build(length, device)
-        return self._resolved[key]
+            with torch.inference_mode(False):  # a training may follow
+                found = self._resolved[length, device] = self._build(length, device)
+        return found
 
     def _build(self, length: int, device: torch.device) -> RowSelection:
         positions = self.positions(length)

@@ -204,8 +204,9 @@ class FusedACNStack(ScaledTerms):
         """
         stop = check_depth(stop, len(self), True, "stop")
         start = check_depth(start, stop, True, "start")
+        given = x
         x, y, _ = self._advance(x, y, start, stop, self._wiring(x), args, kwargs)
-        return x, y
+        return x, y.clone() if y is given else y
 
     def finish(
         self,
@@ -219,7 +220,8 @@ class FusedACNStack(ScaledTerms):
         """norm(y_stop) from the state (x_start, y): the last step of early exit or a pipeline.
 
         As :meth:`advance` and :meth:`output`, for less: where ``rows`` is set, layers[stop - 1]
-        computes no other rows of its output than those.
+        computes no other rows of its output than those. Without gradients and at alpha = 1 it uses
+        y up.
         """
         stop = check_depth(stop, len(self), True, "stop")
         start = check_depth(start, stop, True, "start")
@@ -240,7 +242,8 @@ class FusedACNStack(ScaledTerms):
         return self._output(x, y, depth, self._wiring(x))
 
     def _output(self, x, y, depth, wiring, norm=True) -> Tensor:
-        return self._head_norm(self._sum(x, y, depth, wiring), x, norm)
+        out = self._head_norm(self._sum(x, y, depth, wiring), x, norm)
+        return out.clone() if out is x else out  # the input, which nobody expects to share
 
     def _sum(self, x, y, depth, wiring) -> Tensor:
         """y_depth, the selected rows alone, from the state (x_depth, y)."""
@@ -324,6 +327,9 @@ class FusedACNStack(ScaledTerms):
     def truncate(self, k: int) -> FusedACNStack:
         """The sub-network of the first k layers: an ordinary stack that shares the weights.
 
+        Learned scales are a parameter of its own, in the memory of this stack's: gradients come to
+        the one that was called.
+
         Raises:
             TypeError, ValueError: k is not an integer in [0, len(self)].
         """
@@ -334,7 +340,7 @@ class FusedACNStack(ScaledTerms):
         if not isinstance(i, slice):
             return super().__getitem__(i)
         kept = range(len(self))[i]
-        return type(self)(
+        part = type(self)(
             [self[k] for k in kept],
             self.norm,
             alpha=self._alphas_of(kept),
@@ -345,7 +351,9 @@ class FusedACNStack(ScaledTerms):
             direct_gradient_only=self.direct_gradient_only,
             checkpoint=self.checkpoint,
             backend=self.backend,
-        ).train(self.training)
+        )
+        part.training = self.training  # that of the layers is theirs
+        return part
 
     def _checked_depths(self, indices: Sequence[int] | None) -> list[int]:
         if indices is None:
@@ -355,16 +363,22 @@ class FusedACNStack(ScaledTerms):
 
     def _wiring(self, x: Tensor) -> Wiring:
         check_stack_input(x, self._rows, _a_parameter(self))
-        if self._mix is None and self._alpha == 0 and not self.include_input:
+        mix = self._mix
+        if mix is not None and mix.dim() and len(mix) != len(self):
+            raise ValueError(f"alpha has {len(mix)} entries; there are {len(self)} layers now")
+        if not self.include_input and self._first_alpha() == 0:
             raise ValueError("include_input is False and alpha is 0; the first layer would read 0")
         return Wiring(
-            alpha=self._alpha if self._mix is None else self._mix,
+            alpha=self._alpha if mix is None else mix,
             sublayers=self._granularity == "sublayer",
             detach=self.direct_gradient_only,
             rows=None if self._rows is None else self._rows.resolve(x.shape[-2], x.device),
             backend=self.backend,
             splits=self.splits,
         )
+
+    def _first_alpha(self) -> float:
+        return self._alpha[0] if isinstance(self._alpha, tuple) else self._alpha
 
     def _alphas_of(self, kept: range) -> float | list[float]:
         alpha = self.alpha

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from acn_kernels.blocks import HistoryStack
 from acn_kernels.connection import Connection, Scale, Wiring, add_term
+from acn_kernels.layer_step import step_of
 from acn_kernels.stack import FusedACNStack
 from acn_kernels.validation import check_depth
 
@@ -46,7 +47,7 @@ def observed(stack: FusedACNStack) -> Iterator[Observed]:
         record.outputs.clear()
         depth = check_depth(depth, len(stack), stack.include_input)
         y, wiring, scales = None, stack._wiring(x), stack._scales_by_layer(depth)
-        base, step = stack._connection_kind(wiring), stack._step()
+        base, step = stack._connection_kind(wiring), step_of(stack.checkpoint)
         for i, layer in enumerate(list(stack)[:depth]):
             kind = _noting(base, record, i, scales[i])
             x, y, wiring = step(x, y, kind, i, layer, wiring, scales[i], args, kwargs, False)

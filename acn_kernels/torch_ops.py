@@ -33,7 +33,10 @@ def fork_forward(
     """norm(x) in x's dtype, mean and rstd (both empty for RMSNorm, whose backward derives them)."""
     if kind == "rms":
         return norm(x, weight, bias, eps, kind).to(x.dtype), x.new_empty(0), x.new_empty(0)
-    wide = x if weight is None else x.to(torch.promote_types(x.dtype, weight.dtype))
+    wide = x
+    if weight is not None:
+        wide = x.to(torch.promote_types(x.dtype, weight.dtype))
+        weight, bias = weight.to(wide.dtype), None if bias is None else bias.to(wide.dtype)
     h, mean, rstd = torch.native_layer_norm(wide, x.shape[-1:], weight, bias, eps)
     return h.to(x.dtype), mean, rstd
 

@@ -115,9 +115,19 @@ def check_stack_input(x: Tensor, rows: object, parameter: Tensor | None) -> None
         raise ValueError(f"x is on {x.device}, the layers are on {parameter.device}")
 
 
+def are_counted(x: Tensor) -> bool:
+    """Whether PyTorch counts changes of x in place: not in inference mode, nor in a compiler."""
+    return not (torch.compiler.is_compiling() or x.is_inference())
+
+
 def changes_in_place(x: Tensor) -> int:
-    """PyTorch's own count of them, 0 where it keeps none: in inference mode, and in a compiler."""
-    return 0 if torch.compiler.is_compiling() or x.is_inference() else x._version
+    """PyTorch's own count of them, 0 where it keeps none."""
+    return x._version if are_counted(x) else 0
+
+
+def changes_what_it_gets(layer: nn.Module) -> bool:
+    """Whether a module in ``layer`` may do so by its own words, as nn.ReLU(inplace=True)."""
+    return any(getattr(module, "inplace", False) for module in layer.modules())
 
 
 def check_layer_input(i: int, layer: nn.Module, u: Tensor, before: int) -> None:

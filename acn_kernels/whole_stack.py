@@ -20,7 +20,7 @@ from acn_kernels.functional.mixer_stack import (
     parameters_by_kind,
     run_mixer_stack,
 )
-from acn_kernels.hooks import has_hooks
+from acn_kernels.hooks import has_hooks, hooks_on_all
 from acn_kernels.kept import StackedParameters
 from acn_kernels.norm_spec import NormSpec
 from acn_kernels.validation import under_autocast
@@ -81,6 +81,8 @@ def _obstacle_in_stack(stack: FusedACNStack, x: Tensor, plain_call: bool) -> str
         return "the layers take further arguments"
     if under_autocast(x):
         return "autocast is on"
+    if hooks_on_all():
+        return "hooks wait for all modules"
     return None
 
 

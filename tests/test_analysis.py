@@ -73,6 +73,9 @@ def test_contributions_and_effective_depth_by_hand():
     assert depth[0].item() == pytest.approx((0.8 + 0.4 + 0.1) / 0.8, rel=1e-6)
     assert depth[1].item() == pytest.approx(3)
     assert math.isnan(depth[2].item())
+    curves = torch.rand(100, 9)
+    curves[:, -1] = curves[:, 0]
+    assert analysis.effective_depth(curves).isnan().all()
 
 
 def test_cka_by_its_definition():

@@ -142,6 +142,20 @@ def test_mediated_part_of_a_plain_network_whose_long_connection_is_cut():
         assert_close(found.mediated[i], truth.flatten(), roundings=10, among=1.0)
 
 
+def test_a_frozen_layer_has_no_gradient_and_changes_no_other():
+    network, batch = classifier("acn_vit_digits"), batch_of_digits()
+    for frozen in (0, 1):
+        truth = acn.gradients(network, batch)
+        network.blocks[frozen].requires_grad_(False)
+        found = acn.gradients(network, batch)
+        network.blocks[frozen].requires_grad_(True)
+        for kind in ("direct", "mediated", "full"):
+            for i, (got, true) in enumerate(
+                zip(getattr(found, kind), getattr(truth, kind), strict=True)
+            ):
+                assert len(got) == 0 if i == frozen else torch.allclose(got, true)
+
+
 def test_history_is_the_mean_of_the_norms_that_steps_leave():
     network = classifier("acn_mixer_digits")
     history = GradientHistory(network)

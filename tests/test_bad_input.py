@@ -8,7 +8,7 @@ from layers import COMPILED, Opaque, Shift
 from torch import nn
 
 from acn_kernels import FusedACNStack, _extension, dispatch
-from acn_kernels.blocks import Attention, FeedForwardStack
+from acn_kernels.blocks import Attention, FeedForwardStack, PostNormBlock
 
 
 def make_stack(**options):
@@ -281,3 +281,32 @@ def test_triton_that_is_not_installed(monkeypatch):
     monkeypatch.setattr(dispatch, "_triton_installed", lambda: False)
     with pytest.raises(RuntimeError, match="Triton is not installed"):
         make_stack(backend="triton")(torch.randn(2, 7))
+
+
+def _doubled(module, given):
+    given[0].mul_(2)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+@pytest.mark.parametrize("gradients", [True, False])
+def test_a_block_that_changes_its_input_in_place(gradients, alpha):
+    block = PostNormBlock(8, 2, 16)
+    block.attn.register_forward_pre_hook(_doubled)
+    with (
+        torch.set_grad_enabled(gradients),
+        pytest.raises(ValueError, match=r"layers\[0\] \(PostNormBlock\) changed its input"),
+    ):
+        FusedACNStack([block], alpha=alpha)(torch.randn(2, 3, 8))
+
+
+def test_lists_of_another_length_after_an_edit():
+    stack = FusedACNStack([nn.Linear(7, 7) for _ in range(3)], alpha=[0.1, 0.5, 0.9])
+    del stack[0]
+    with pytest.raises(ValueError, match="alpha has 3 entries; there are 2 layers now"):
+        stack(torch.randn(2, 7))
+
+
+def test_a_first_layer_that_would_read_nothing():
+    for alpha in (0.0, [0.0, 1.0]):
+        with pytest.raises(ValueError, match="the first layer would read 0"):
+            make_stack(alpha=alpha, include_input=False)(torch.randn(2, 7))

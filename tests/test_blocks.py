@@ -108,6 +108,14 @@ def test_closing_step_of_the_mixer(alpha, granularity):
     assert len(blocks[0].entry_norms) == 1
 
 
+def test_closing_step_lets_no_mediated_gradient_through():
+    blocks = [MixerBlock(5, 8, 6, 12, closing=True) for _ in range(2)]
+    stack = FusedACNStack(blocks, include_input=False, direct_gradient_only=True)
+    x = torch.randn(2, 5, 8, requires_grad=True)
+    stack(x).square().sum().backward()
+    assert x.grad is None or not x.grad.any()
+
+
 def test_names_are_those_of_timm():
     names = {name for name, _ in TransformerBlock(8, 2).named_parameters()}
     parts = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")

@@ -173,3 +173,32 @@ def test_scaled_weights_keep_the_variance(gain):
     assert not layer[0].bias.any() and (layer[1].weight == 3).all()
     with pytest.raises(ValueError, match="gain is 0; it takes a positive number"):
         scaled_(layer, 0)
+
+
+@pytest.mark.parametrize("shares", [((0, 0.5), (0.5, 1.0)), ((0, 1.0), (0.25, 0.5))])
+def test_learned_scales_of_a_cut_network_are_trained(shares):
+    network, samples = model(wiring="hybrid"), data()
+    trainer = Trainer(network, Recipe(4, batch_size=16, lr=0.1), 16, depth=DepthSchedule(shares))
+    for _ in range(4):
+        before, taking_part = network.blocks.scales.detach().clone(), trainer.network
+        trainer.train_on(*samples)
+        taking_part = len(trainer.network.blocks)
+        moved = (network.blocks.scales - before).abs() > 1e-3
+        assert moved[: taking_part + 1].all() and network.blocks.scales.shape == (5,)
+        assert torch.equal(trainer.network.blocks.scales, network.blocks.scales[: taking_part + 1])
+
+
+def test_what_the_schedule_froze_learns_again_and_nothing_else():
+    network, samples = model(), data()
+    network.head.bias.requires_grad_(False)
+    trainer = Trainer(network, Recipe(4, batch_size=16), 16, freeze=FreezeSchedule(0.25, 1.0))
+    start = copy.deepcopy(trainer.state_dict())
+    for _ in range(3):
+        trainer.train_on(*samples)
+    assert not network.stem.weight.requires_grad
+    trainer.load_state_dict(start)
+    trainer.train_on(*samples)
+    assert network.stem.weight.requires_grad
+    while not trainer.done:
+        trainer.train_on(*samples)
+    assert network.stem.weight.requires_grad and not network.head.bias.requires_grad

@@ -215,3 +215,18 @@ def test_autocast_within_the_graph(backend):
         y, truth = compiled(x), stack(x)
     assert y.dtype == truth.dtype == torch.float32
     assert_close(y, truth, torch.bfloat16, roundings=4)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_layers_that_say_they_change_what_they_get_get_a_copy(mode, alpha):
+    torch._dynamo.reset()
+    layers = [nn.Sequential(nn.ReLU(inplace=True), nn.Linear(8, 8)) for _ in range(3)]
+    x = torch.randn(4, 8)
+    stack = FusedACNStack(layers, alpha=alpha)
+    other = FusedACNStack([nn.Sequential(nn.ReLU(), layer[1]) for layer in layers], alpha=alpha)
+    with mode():
+        got = torch.compile(stack, backend="aot_eager")(x.clone())
+        torch.testing.assert_close(got, other(x))
+        if mode is torch.inference_mode:
+            torch.testing.assert_close(stack(x.clone()), other(x))

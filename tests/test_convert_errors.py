@@ -259,3 +259,26 @@ def test_cutting_a_model_with_two_lists():
     model = nn.ModuleList(nn.TransformerEncoder(layer, 2) for _ in range(2))
     with pytest.raises(ValueError, match="2 lists of converted blocks"):
         acn.truncate(acn.convert(model), 1)
+
+
+@pytest.mark.parametrize("name", ["hf-bert", "hf-qwen3"])
+def test_a_cut_model_has_one_configuration_of_its_depth(name, tmp_path):
+    _, model, _ = build(name)
+    converted = acn.convert(model)
+    short = acn.truncate(converted, 2)
+    configs = {
+        id(module.config) for module in (short, *short.children()) if hasattr(module, "config")
+    }
+    assert len(configs) == 1 and short.config is not converted.config
+    assert short.config.num_hidden_layers == 2 and converted.config.num_hidden_layers == 3
+    short.save_pretrained(tmp_path)
+    assert type(model).from_pretrained(tmp_path).config.num_hidden_layers == 2
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_changes_in_place_between_blocks_are_refused(norm_first):
+    layer = nn.TransformerEncoderLayer(D, 2, 16, batch_first=True, norm_first=norm_first)
+    model = acn.convert(nn.ModuleList([layer, copy.deepcopy(layer)]), alpha=0.5)
+    for mode in (torch.enable_grad, torch.no_grad):
+        with mode(), pytest.raises(RuntimeError, match="changed in place before the next block"):
+            model[1](model[0](torch.randn(2, 3, D)).mul_(2))

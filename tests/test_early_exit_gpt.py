@@ -11,6 +11,7 @@ from loops import normed, perceptron
 from tolerances import assert_close
 
 from acn_kernels.inference import EarlyExitGPT
+from acn_kernels.models.huggingface import ACNGPTForCausalLM
 
 EXITS = [1, 2]
 
@@ -236,3 +237,11 @@ def test_an_agreeing_assistant_saves_runs_of_the_whole_model():
 def test_bad_arguments(call, error, message):
     with pytest.raises(error, match=message):
         call(small_gpt())
+
+
+def test_it_is_saved_as_its_model(tmp_path):
+    model, ids = early("acn")
+    model.save_pretrained(tmp_path)
+    loaded = ACNGPTForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
+    never = EarlyExitGPT(model, EXITS, 0.0)
+    assert_close(loaded(ids).logits, never(ids).logits)

@@ -53,17 +53,26 @@ def test_changes_of_the_model_are_seen():
     assert calls
     hook.remove()
     check()
-    hook = register_module_forward_hook(lambda *_: calls.append(2))
-    check(on_the_engine=False)
-    assert calls[-1] == 2
-    hook.remove()
-    check()
     network.blocks[0].forward = lambda x, **_: torch.zeros_like(x)  # as accelerate puts its own
     check(on_the_engine=False)
     del network.blocks[0].forward
     check()
     network.blocks.append(create("acn_mixer_digits", depth=1).blocks[0])
     check(on_the_engine=False)
+
+
+def test_hooks_on_all_modules_see_every_call():
+    network, calls = network_of("mixer"), []
+    early, images = EarlyExit(network, EXITS, 1.2), images_for(network, 4)
+    expected = early(images)
+    assert early._live is not None
+    hook = register_module_forward_hook(lambda module, *_: calls.append(module))
+    try:
+        found = early(images)
+    finally:
+        hook.remove()
+    assert network.blocks[0].channel_mlp in calls
+    assert torch.equal(found.depth, expected.depth)
 
 
 def _step(optimizer, **options):

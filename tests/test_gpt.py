@@ -204,6 +204,16 @@ def test_a_network_that_would_be_loaded_as_another_is_not_saved(name, value, tmp
     assert not (tmp_path / "saved").exists()
 
 
+def test_alphas_of_a_cut_model_are_those_of_its_layers(tmp_path):
+    model, ids = small_gpt("acn"), words()
+    model.alpha = [0.5] * (LAYERS - 1) + [1.0]
+    model.save_pretrained(tmp_path / "whole")
+    short = huggingface.ACNGPTForCausalLM.from_pretrained(tmp_path / "whole").truncate(2)
+    short.save_pretrained(tmp_path / "cut")
+    loaded = huggingface.ACNGPTForCausalLM.from_pretrained(tmp_path / "cut")
+    assert torch.equal(loaded(ids).logits, model.truncate(2)(ids).logits)
+
+
 def test_a_cut_model_shares_the_weights_and_leaves_the_whole_alone():
     model, ids = small_gpt("hybrid"), words()
     whole = model(ids).logits

@@ -139,6 +139,28 @@ def test_models_that_do_not_come_in_parts():
             find(network, [batch])
 
 
+def test_every_module_is_put_back_into_its_mode():
+    network, batches = model().train(), [(torch.randn(4, 1, 8, 8), torch.randint(10, (4,)))]
+    network.blocks[1].eval()
+    for use in (lambda: probe(network, batches), lambda: network.truncate(3)):
+        use()
+        assert [m.training for m in (network, network.blocks, *network.blocks)] == [
+            True, True, True, False, True, True,
+        ]  # fmt: skip
+
+
+def test_thresholds_of_samples_that_are_never_sure():
+    logits, labels = torch.randn(5, 40, 10), torch.randint(10, (40,))
+    threshold = exit_threshold(logits, labels, [1, 2], 1.0)
+    assert threshold > 0 and exit_threshold(logits, labels, [], 1.0) == 0
+    logits[1:3, 7] = torch.nan
+    assert exit_threshold(logits, labels, [1, 2], 1.0) > 0.5 * threshold
+    logits[1:3] = torch.nan
+    assert exit_threshold(logits, labels, [1, 2], 1.0) == 0
+    with pytest.raises(ValueError, match=r"accuracy is .*nan"):
+        cutoff_depth(torch.tensor([0.5, math.nan]), 0.01)
+
+
 def test_probe_counts_what_is_right():
     network = model().train()
     batches = [(torch.randn(n, 1, 8, 8), torch.randint(10, (n,))) for n in (5, 3)]

@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import acn_kernels as acn
 from acn_kernels.alpha_schedule import AlphaSchedule
+from acn_kernels.blocks import TransformerBlock
 from acn_kernels.models import create
 from acn_kernels.training import continual
 from acn_kernels.training.digits import Split
@@ -126,6 +128,26 @@ def test_a_dropped_layer_adds_nothing():
     whole = torch.isclose(y, stack(x), atol=1e-6).all((1, 2))
     assert (dropped ^ whole).all()
     assert dropped.double().mean().item() == pytest.approx(0.3, abs=0.12)
+
+
+def test_layers_are_dropped_whole():
+    stack = acn.FusedACNStack([TransformerBlock(8, 2)], alpha=0.0, granularity="sublayer")
+    with (
+        pytest.raises(ValueError, match="granularity is 'sublayer'"),
+        layer_dropout(stack, [1.0]),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("name", [None, "x"])
+def test_a_dropped_block_of_a_loop_hands_on_what_it_got(name):
+    timm = pytest.importorskip("timm", reason="converts timm's blocks")
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=3)
+    blocks, x = acn.convert(vit).blocks, torch.randn(2, 5, 192)
+    with layer_dropout(blocks, [1.0, 1.0]):
+        for block in blocks:
+            assert torch.equal(block(x) if name is None else block(x=x), x)
+        assert torch.equal(blocks(x), x)
 
 
 def test_trainer_resumes_bit_for_bit(tmp_path):

@@ -77,6 +77,14 @@ def test_images_of_features_and_the_class_token(pool):
         assert_close(got, truth)
 
 
+@pytest.mark.parametrize("options", [{"output_fmt": "NCHW"}, {"return_prefix_tokens": True}])
+@pytest.mark.parametrize("norm", [True, False])
+def test_the_head_reads_the_final_features(norm, options):
+    model, images = small(pool="first"), digits()
+    last, _ = model.forward_intermediates(images, norm=norm, intermediates_only=False, **options)
+    assert_close(model.forward_head(last), model(images))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_pruned_in_place(name, tmp_path):
     model, images = small(name), digits()

@@ -127,3 +127,65 @@ def test_outside_nothing_changes():
 def test_other_types_are_refused(value):
     with pytest.raises(TypeError, match=r"checkpoint is .*; it takes False, True or 'elementwise'"):
         FusedACNStack([nn.Linear(4, 4)], checkpoint=value)
+
+
+def _scaled_input(stack):
+    with torch.no_grad():
+        stack.x.mul_(2)
+
+
+def _weight_of_a_norm(stack):
+    with torch.no_grad():
+        stack[0].norm1.weight.mul_(2)
+
+
+def _weight_of_a_product(stack):
+    with torch.no_grad():
+        stack[1].mlp.fc2.weight.mul_(2)
+
+
+@pytest.mark.parametrize("change", [_scaled_input, _weight_of_a_norm, _weight_of_a_product])
+@pytest.mark.parametrize("checkpoint", [False, "elementwise"])
+@pytest.mark.parametrize("backend", ["torch", NATIVE])
+def test_what_changed_before_the_backward_pass_is_noticed(backend, checkpoint, change):
+    layers = [BLOCKS["transformer"]() for _ in range(2)]
+    stack = FusedACNStack(layers, checkpoint=checkpoint, backend=backend)
+    leaf = torch.randn(2, 6, 16, requires_grad=True)
+    stack.x = leaf * 1  # what is changed may not be a leaf
+    y = stack(stack.x)
+    change(stack)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def _doubled(module, given):
+    given[0].mul_(2)
+
+
+@pytest.mark.parametrize("place", ["mlp", "mlp.fc2"])
+@pytest.mark.parametrize("backend", ["torch", NATIVE])
+def test_what_a_hook_changed_is_not_made_again_as_it_was(backend, place):
+    gradients = []
+    stack = FusedACNStack([BLOCKS["transformer"]()], backend=backend)
+    stack[0].get_submodule(place).register_forward_pre_hook(_doubled)
+    x = torch.randn(2, 6, 16)
+    for stack.checkpoint in (True, "elementwise"):
+        stack.zero_grad()
+        stack(x).square().sum().backward()
+        gradients.append([p.grad.clone() for p in stack.parameters()])
+    for one, truth in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, truth)
+
+
+def test_frozen_norms_are_kept_where_pytorch_keeps_them():
+    stack = FusedACNStack([BLOCKS["transformer"]()], checkpoint="elementwise", backend="torch")
+    stack[0].norm1.requires_grad_(False)
+    x, gradients = torch.randn(2, 6, 16), []
+    for factor in (1, 2):  # the input's buffer is filled anew before the backward pass
+        stack.zero_grad()
+        given = x.clone()
+        y = stack(given)
+        given.mul_(factor)
+        y.square().sum().backward()
+        gradients.append(stack[0].attn.qkv.weight.grad.clone())
+    assert torch.equal(*gradients)

@@ -242,3 +242,15 @@ def test_autocast_of_a_transformer(backend, alpha):
     assert all(p.grad.dtype == torch.float32 for p in stack.parameters())
     with torch.no_grad(), torch.autocast(device, torch.bfloat16):
         assert_close(stack(x), y.double(), torch.bfloat16, roundings=8)
+
+
+def test_transforms_of_torch_func():
+    stack = FusedACNStack([TransformerBlock(8, 2) for _ in range(2)], nn.LayerNorm(8)).double()
+    x, parameters = torch.randn(2, 3, 8).double(), dict(stack.named_parameters())
+
+    def loss(parameters):
+        return torch.func.functional_call(stack, parameters, (x,)).square().sum()
+
+    truth = torch.autograd.grad(stack(x).square().sum(), list(parameters.values()))
+    for got, true in zip(torch.func.grad(loss)(parameters).values(), truth, strict=True):
+        torch.testing.assert_close(got, true)

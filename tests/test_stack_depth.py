@@ -190,3 +190,34 @@ def test_feedforward_sub_networks():
         assert type(short) is FeedForwardStack
         assert_close(short(x), output)
         assert_close(stack(x, depth=k), output)
+
+
+@pytest.mark.parametrize("gradients", [True, False], ids=["training", "inference"])
+def test_nothing_that_is_given_out_is_the_input(gradients):
+    stack, x = FusedACNStack([nn.Linear(7, 7) for _ in range(2)]), torch.randn(3, 7)
+    before = x.clone()
+    with torch.set_grad_enabled(gradients):
+        given = [stack(x, depth=0), *stack.forward_intermediates(x), *stack.advance(x, stop=1)]
+    with torch.no_grad():
+        for y in given:
+            y.zero_()
+    assert torch.equal(x, before)
+
+
+def test_a_training_after_an_evaluation_in_inference_mode():
+    stack = FusedACNStack([TransformerBlock(16, 2) for _ in range(2)], rows="first")
+    x = torch.randn(2, 5, 16)
+    with torch.inference_mode():
+        stack.alpha = 0.5
+        stack(x)
+    stack(x).sum().backward()
+    assert all(p.grad is not None for p in stack.parameters())
+
+
+def test_rows_of_an_attention_without_biases():
+    stack = FusedACNStack([TransformerBlock(16, 2) for _ in range(2)])
+    for block in stack:
+        block.attn.qkv = nn.Linear(16, 48, bias=False)
+    x = torch.randn(2, 5, 16)
+    whole, stack.rows = stack(x), "last"
+    torch.testing.assert_close(stack(x), whole[:, -1:])

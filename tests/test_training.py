@@ -309,6 +309,14 @@ def test_an_alpha_between_the_ends_is_saved_with_the_model(tmp_path):
     assert model.truncate(1).blocks.alpha == 0.8
 
 
+def test_a_finished_run_that_is_resumed_keeps_its_alpha(tmp_path):
+    arguments = ["--data", "digits", "--model", "acn_mixer_digits", "--depth", "1",
+                 "--epochs", "1", "--batch-size", "500", "--alpha", "0:0.5:0.5"]  # fmt: skip
+    for more in ([], ["--resume"]):
+        assert main(["train", *arguments, "--out", str(tmp_path), *more]) == 0
+        assert Model.from_pretrained(tmp_path / "model").blocks.alpha == 0.5
+
+
 def test_bfloat16_by_accelerates_own_switch(tmp_path, monkeypatch):
     from accelerate.state import AcceleratorState
 

@@ -137,3 +137,16 @@ def test_a_model_trains_on_files(tmp_path):
     assert main(command) == 0
     assert len((tmp_path / "out" / "log.csv").read_text().splitlines()) == 3
     assert Model.from_pretrained(tmp_path / "out" / "model").config.classes == 2
+
+
+def test_grey_of_sixteen_bits(tmp_path):
+    pytest.importorskip("accelerate", reason="the same extra brings it")
+    ramp = np.linspace(0, 65535, 36).astype(np.uint16).reshape(6, 6)
+    for part in ("train", "test"):
+        folder = tmp_path / part / "cat"
+        folder.mkdir(parents=True)
+        Image.fromarray(ramp).save(folder / "ramp.png")
+    for channels in (1, 3):
+        image = load_images(tmp_path, 6, channels).train[torch.tensor([0])][0]
+        truth = torch.from_numpy(ramp / 32767.5 - 1).float().expand(channels, 6, 6)
+        assert (image[0] - truth).abs().max() < 2 / 255

@@ -75,13 +75,15 @@ def gradients(
 
     Raises:
         TypeError: the model holds no such stack, or several.
-        ValueError: no parameter of the stack takes gradients.
+        ValueError: no parameter of the stack takes gradients, or one belongs to several layers.
     """
     inputs, targets = batch
     stack = stack_of(model)
     layers = [[p for p in layer.parameters() if p.requires_grad] for layer in stack]
     if not any(layers):
         raise ValueError("model has no layer with parameters that take gradients")
+    if len({p for layer in layers for p in layer}) < sum(map(len, layers)):
+        raise ValueError("model has layers that share a parameter; it takes layers of their own")
     with torch.enable_grad(), observed(stack) as seen:
         value = loss(model(inputs), targets)
     last_alone = isinstance(stack, FeedForwardStack)
@@ -119,7 +121,8 @@ def _decomposed(
     mediated = dict(direct)
     unseen = [set(layer) for layer in layers]
     for output in seen.outputs:
-        if output.layer < 0:
+        here = [] if output.layer < 0 else list(unseen[output.layer])
+        if not here or not output.x.requires_grad:
             continue
         (total,) = _pulled(value, [output.x])
         below = torch.zeros_like(total)
@@ -127,7 +130,6 @@ def _decomposed(
             (below,) = _pulled(output.term, [output.x], g)
         # A parameter belongs to the first output that it makes; what it sends through a later
         # output of the same layer (attention through the MLP) comes from above that first one.
-        here = list(unseen[output.layer])
         ours = torch.autograd.grad(output.x, here, below, retain_graph=True, allow_unused=True)
         for p, of_p in zip(here, ours, strict=True):
             if of_p is not None:

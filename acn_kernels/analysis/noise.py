@@ -10,6 +10,7 @@ from torch import Tensor
 from acn_kernels.analysis.results import Curves
 from acn_kernels.analysis.subnetworks import Batches
 from acn_kernels.models import ImageClassifier
+from acn_kernels.modes import in_eval_mode
 
 # The levels of the paper's Table 2.
 SIGMAS = (0.1, 0.2, 0.4)
@@ -53,11 +54,10 @@ def noise_robustness(
     Returns:
         Curves "accuracy" by sigma ("gaussian") and by p ("salt and pepper").
     """
-    training, batches = model.training, list(data)
+    batches = list(data)
     if not batches:
         raise ValueError("data is empty; it takes at least one batch (images, labels)")
-    model.eval()
-    try:
+    with in_eval_mode(model):
         return {
             name: Curves(
                 f"accuracy under {name} noise", label, (0.0, *levels), "share right",
@@ -70,8 +70,6 @@ def noise_robustness(
                 ("salt and pepper", "p", shares, salt_and_pepper),
             )
         }  # fmt: skip
-    finally:
-        model.train(training)
 
 
 def _accuracy(model, batches, add, level, prepare, seed) -> Tensor:

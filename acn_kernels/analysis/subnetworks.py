@@ -38,7 +38,8 @@ def linear_probes(
         mean, deviation = known.mean(0), known.std(0, correction=0).clamp(min=1e-6)
         weight, bias = _fitted((known - mean) / deviation, labels, classes, weight_decay)
         logits.append((new - mean) / deviation @ weight.T + bias)
-    return _by_depth("accuracy", {"linear probe": accuracy_by_depth(torch.stack(logits), truth)})
+    accuracy = accuracy_by_depth(torch.stack(logits), truth).cpu()
+    return _by_depth("accuracy", {"linear probe": accuracy})
 
 
 @torch.no_grad()
@@ -79,7 +80,7 @@ def effective_depth(accuracy: Tensor) -> Tensor:
     """
     gained = contributions(accuracy.double())
     layers = torch.arange(1, gained.shape[-1] + 1, dtype=torch.float64, device=gained.device)
-    total = gained.sum(-1)
+    total = (accuracy[..., -1] - accuracy[..., 0]).double()  # no rounding where they are equal
     return torch.where(total == 0, torch.nan, (layers * gained).sum(-1) / total)
 
 

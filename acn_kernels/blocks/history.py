@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from acn_kernels.connection import Connection, Wiring
+from acn_kernels.layer_step import through
 from acn_kernels.stack import FusedACNStack
 from acn_kernels.validation import check_depth
 
@@ -49,19 +50,18 @@ class HistoryStack(FusedACNStack):
         wanted = self._checked_depths(indices)
         wiring = self._wiring(x)._replace(alpha=self._inner_alpha)
         outputs, found = [x], {}
-        for k in range(max(wanted, default=0) + 1):
+        last = max(wanted, default=0)
+        for k in range(last + 1):
             u = x if k == 0 else self.mixers[k - 1](outputs)
             if k in wanted:
                 found[k] = self._head_norm(wiring.selected(u), u, norm)
-            if k < max(wanted):
-                outputs.append(self._entered(self[k], u, wiring, args, kwargs))
+            if k < last:
+                outputs.append(self._entered(k, u, wiring, args, kwargs))
         return [found[k] for k in wanted]
 
-    def _entered(self, layer: nn.Module, u: Tensor, wiring: Wiring, args, kwargs) -> Tensor:
+    def _entered(self, i: int, u: Tensor, wiring: Wiring, args, kwargs) -> Tensor:
         """x_{i+1} = f_{i+1}(u)."""
-        if not hasattr(layer, "entry_norms"):
-            return layer(u, *args, **kwargs)
-        return layer(u, *args, connection=Connection(wiring._replace(rows=None)), **kwargs)
+        return through(i, self[i], u, Connection(wiring._replace(rows=None)), args, kwargs)
 
     def advance(self, *args, **kwargs):
         raise TypeError(f"a {type(self).__name__} reads all outputs; it has no state (x, y)")
@@ -79,7 +79,8 @@ class HistoryStack(FusedACNStack):
             short, list(self)[: len(kept)], self.norm, self.mixers[: len(kept)],
             rows=self.rows, backend=self.backend,
         )  # fmt: skip
-        return short.train(self.training)
+        short.training = short.mixers.training = self.training
+        return short
 
 
 class DenseNetStack(HistoryStack):
@@ -102,8 +103,8 @@ class DenseFormerStack(HistoryStack):
         mixers = [_Average(k + 1) for k in range(1, len(layers) + 1)]
         super().__init__(layers, norm, mixers, **options)
 
-    def _entered(self, layer, u, wiring, args, kwargs) -> Tensor:
-        return u + super()._entered(layer, u, wiring, args, kwargs)
+    def _entered(self, i, u, wiring, args, kwargs) -> Tensor:
+        return u + super()._entered(i, u, wiring, args, kwargs)
 
 
 class _Projection(nn.Module):

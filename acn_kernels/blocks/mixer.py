@@ -61,4 +61,5 @@ class MixerBlock(nn.Module):
         out = connection.within(h, self.norm2, channel_mlp)
         if self.closing is None:
             return out
-        return connection.wiring.norm((self.closing(out) + connection.u).relu(), self.norm3)
+        around = connection.detached(connection.u)
+        return connection.wiring.norm((self.closing(out) + around).relu(), self.norm3)

@@ -28,7 +28,7 @@ class Mlp(nn.Module):
             return self.fc2(functional.bias_gelu(z, self.fc1.bias, backend))
         z = self.fc1(x)
         h = self.act(z)
-        return self.fc2(offer(h, lambda: F.gelu(z)) if plain else h)
+        return self.fc2(offer(h, F.gelu, z) if plain else h)
 
     def _is_plain(self) -> bool:
         """Whether what happens before fc2 is known, and may be done in another way."""

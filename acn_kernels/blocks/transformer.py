@@ -77,16 +77,19 @@ class Attention(nn.Module):
         if not self._comes_apart():
             q, k, v = self._heads(self.qkv(x), 3)
             return [q.index_select(2, rows.index), k, v]
-        chosen, width = x.index_select(1, rows.index), x.shape[-1]
-        queries = F.linear(chosen, self.qkv.weight[:width], self.qkv.bias[:width])
+        queries = self._part(x.index_select(1, rows.index), slice(x.shape[-1]))
         return [*self._heads(queries, 1), *self.keys_values(x)]
 
     def keys_values(self, x: Tensor) -> list[Tensor]:
         """Keys and values [B, heads, T, D / heads] of x [B, T, D], without a query."""
         if not self._comes_apart():
             return self._heads(self.qkv(x), 3)[1:]
-        width = x.shape[-1]
-        return self._heads(F.linear(x, self.qkv.weight[width:], self.qkv.bias[width:]), 2)
+        return self._heads(self._part(x, slice(x.shape[-1], None)), 2)
+
+    def _part(self, x: Tensor, columns: slice) -> Tensor:
+        """Those columns of qkv(x) alone."""
+        bias = self.qkv.bias
+        return F.linear(x, self.qkv.weight[columns], None if bias is None else bias[columns])
 
     def _comes_apart(self) -> bool:
         """Whether qkv is a plain product, of which a part may be computed; else it is called."""

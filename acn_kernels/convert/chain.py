@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from acn_kernels.connection import MixedStream, Wiring, as_data
 from acn_kernels.reference import sum_dtype
-from acn_kernels.validation import check_alpha
+from acn_kernels.validation import are_counted, check_alpha
 
 _ATTRIBUTE = "_acn_state"
 
@@ -60,20 +60,22 @@ class State(NamedTuple):
     """Between two blocks: the last layer's output x, and y, in the sum's dtype.
 
     y is None where the flowing tensor itself is that sum (pre-norm), or where there is no term yet
-    (post-norm).
+    (post-norm). version: PyTorch's count of the flowing tensor's changes in place, where it keeps
+    one.
     """
 
     chain: Chain
     x: Tensor
     y: Tensor | None
+    version: int | None = None
 
 
 def state_of(flowing: Tensor, chain: Chain, first: bool) -> State:
     """The state that the block before left on ``flowing``; a chain's first block starts one.
 
     Raises:
-        RuntimeError: another tensor than a converted block's output came in, or one whose state
-            has lost its gradient.
+        RuntimeError: another tensor than a converted block's output came in, or one that was
+            changed in place, or whose state has lost its gradient.
     """
     if first:
         return State(chain, flowing, None)
@@ -83,6 +85,12 @@ def state_of(flowing: Tensor, chain: Chain, first: bool) -> State:
             "a converted block got a tensor that is not the output of the block before it: a hook, "
             "a move to another device, offloading or code between the blocks made a new one. With "
             "alpha above 0 a block also needs the last layer's output, which rides on that tensor"
+        )
+    if state.version is not None and are_counted(flowing) and flowing._version != state.version:
+        raise RuntimeError(
+            "the output of a converted block was changed in place before the next block got it; "
+            "with alpha above 0 that block also needs the last layer's output, which stayed as it "
+            "was"
         )
     if flowing.requires_grad and not state.x.requires_grad:
         raise RuntimeError(
@@ -95,7 +103,8 @@ def state_of(flowing: Tensor, chain: Chain, first: bool) -> State:
 def flowing(out: Tensor, like: Tensor, state: State) -> Tensor:
     """``out`` in the dtype of ``like``, with ``state`` riding on it."""
     out = out.to(like.dtype)  # never x or y themselves, which must not refer to their own state
-    setattr(out, _ATTRIBUTE, state)
+    version = out._version if are_counted(out) else None
+    setattr(out, _ATTRIBUTE, state._replace(version=version))
     return out
 
 

@@ -57,7 +57,7 @@ class ConvertedStack(FusedACNStack):
         """The block i, or a stack of the blocks in a slice, on the same chain."""
         if not isinstance(i, slice):
             return super().__getitem__(i)
-        part = ConvertedStack(self._numbered()[i], self.chain).train(self.training)
-        for option in ("rows", "direct_gradient_only", "checkpoint", "backend"):
+        part = ConvertedStack(self._numbered()[i], self.chain)
+        for option in ("rows", "direct_gradient_only", "checkpoint", "backend", "training"):
             setattr(part, option, getattr(self, option))
         return part

@@ -17,8 +17,8 @@ M = TypeVar("M", bound=nn.Module)
 def truncate_converted(model: M, k: int) -> M:
     """The model with the first k blocks of its one list, weights shared.
 
-    The depth that a Hugging Face configuration names becomes k: the result is saved, loaded and
-    converted again like any other model.
+    The depth that a Hugging Face configuration names becomes k, in a copy that its modules share as
+    they did: the result is saved, loaded and converted again like any other model.
 
     Raises:
         TypeError, ValueError: k is not an integer from 1 to the depth, or the model has several
@@ -33,20 +33,32 @@ def truncate_converted(model: M, k: int) -> M:
         raise ValueError(f"model has {len(found)} lists of converted blocks; it takes one with one")
     ((name, blocks),) = found
     check_depth(k, len(blocks), True, "k", least=1)
-    return _with(model, name.split(".") if name else [], blocks[:k], k)
+    return _with(model, name.split(".") if name else [], blocks[:k], k, {})
 
 
-def _with(module: nn.Module, path: list[str], new: nn.Module, k: int) -> nn.Module:
-    """A copy of ``module`` with another module at ``path``; all else is shared."""
+def _with(
+    module: nn.Module, path: list[str], new: nn.Module, k: int, configs: dict[int, object]
+) -> nn.Module:
+    """A copy of ``module`` with another module at ``path``; all else is shared. ``configs``: by id,
+    what configurations have become."""
     if not path:
         return new
     short = copy.copy(module)
     short._modules = dict(module._modules)
-    short._modules[path[0]] = _with(module._modules[path[0]], path[1:], new, k)
+    short._modules[path[0]] = _with(module._modules[path[0]], path[1:], new, k, configs)
     config = getattr(short, "config", None)
     if hasattr(config, "num_hidden_layers"):
-        short.config = copy.copy(config)
-        short.config.num_hidden_layers = k
+        if id(config) not in configs:
+            configs[id(config)] = _of_depth(config, k)
+        short.config = configs[id(config)]
     if isinstance(short, nn.TransformerEncoder):
         short.num_layers = k
+    return short
+
+
+def _of_depth(config, k: int):
+    short = copy.copy(config)
+    short.num_hidden_layers = k
+    if getattr(config, "layer_types", None):
+        short.layer_types = config.layer_types[:k]
     return short

@@ -39,7 +39,7 @@ def bias_gelu(z: Tensor, bias: Tensor, backend: str = "auto") -> Tensor:
         raise ValueError(f"bias is on {bias.device}, z on {z.device}")
     path = choose(backend, z, "bias_gelu").backend
     if path == "triton":
-        return offer(BiasGelu.apply(z, bias), lambda: compiled("triton").bias_gelu(z, bias))
+        return offer(BiasGelu.apply(z, bias), compiled("triton").bias_gelu, z, bias)
     if path == "native" and not _recorded(z, bias) and z.dtype != torch.float64:
         return compiled("native").bias_gelu(z, bias)
     return F.gelu((z + bias).to(z.dtype))

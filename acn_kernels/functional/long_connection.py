@@ -17,7 +17,13 @@ from acn_kernels import torch_ops
 from acn_kernels.autograd.fork import Fork, Tap
 from acn_kernels.autograd.join import JoinNorm, JoinSum
 from acn_kernels.dispatch import choose
-from acn_kernels.functional.checks import check_input, check_like_first, check_norm, check_scale
+from acn_kernels.functional.checks import (
+    check_input,
+    check_like_first,
+    check_norm,
+    check_scale,
+    is_recorded,
+)
 from acn_kernels.norm_spec import NormSpec
 from acn_kernels.ops import compiled
 from acn_kernels.recompute import offer
@@ -28,8 +34,11 @@ from acn_kernels.rows import RowSelection
 class Term(NamedTuple):
     """``scale * x`` on its way to the long sum, the product left to :func:`join`.
 
+    Made by :func:`tap` or :func:`fork` alone, whose backward passes multiply by the scale: join
+    hands on the gradient of the sum as it is.
+
     x: [..., T, D], or its selected rows [..., R, D]. scale: None (one) or a 0-dim tensor, which
-    gets its gradient from the tap or fork that made the term.
+    gets its gradient from the tap or fork.
     """
 
     x: Tensor
@@ -62,10 +71,10 @@ def norm(x: Tensor, spec: NormSpec, backend: str = "auto") -> Tensor:
         kind, weight, bias, _ = spec
         eps = spec.eps_for(x.dtype)
 
-        def normed() -> Tensor:
+        def normed(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
             return torch_ops.norm(x, weight, bias, eps, kind).to(x.dtype)
 
-        return offer(normed(), normed)
+        return offer(normed(x, weight, bias), normed, x, weight, bias)
     return _fork(x, spec, None, None, backend)[0]
 
 
@@ -108,7 +117,7 @@ def _fork(x, spec, scale, rows, backend):
     backend = choose(backend, x).backend
     h, term, _, _ = Fork.apply(x, *norm, scale, index, row_map, *how, backend)
     source = torch_ops if backend == "torch" else compiled(backend)
-    return offer(h, lambda: source.fork_forward(x, *norm, *how)[0]), term
+    return offer(h, lambda x, *norm: source.fork_forward(x, *norm, *how)[0], x, *norm), term
 
 
 def join(
@@ -148,7 +157,7 @@ def join(
     eps = 0.0 if spec is None else spec.eps_for(first.dtype)
     kind, weight, bias = ("none", None, None) if spec is None else spec[:3]
     # Its backward is the fork's, which has no CUDA kernel of its own.
-    recorded = torch.is_grad_enabled() and any(x.requires_grad for x in xs)
+    recorded = is_recorded(spec, *xs)
     backend = choose(backend, first, None if recorded else "join_forward").backend
     if backend == "torch":
         y = JoinSum.apply(scales, *xs)

@@ -16,8 +16,13 @@ def cutoff_depth(accuracy: Tensor, max_drop: float) -> int:
     Args:
         accuracy: [L+1], in [0, 1], by depth.
         max_drop: in [0, 1], 0.01 is one point.
+
+    Raises:
+        ValueError: an accuracy is NaN, or ``max_drop`` out of range.
     """
     check_drop(max_drop)
+    if accuracy.isnan().any():
+        raise ValueError(f"accuracy is {accuracy.tolist()}; it takes numbers")
     good = accuracy >= accuracy[-1] - max_drop - 1e-12
     return int(good.to(torch.int).argmax())
 
@@ -37,7 +42,10 @@ def exit_threshold(logits: Tensor, labels: Tensor, exits: Sequence[int], max_dro
     full = (logits[-1].argmax(-1) == labels).double().mean()
     certainty = entropy(logits)
     candidates = certainty[list(exits)].flatten().unique()
+    candidates = candidates[~candidates.isnan()]  # who is never sure sets no threshold
     best = 0.0
+    if not len(candidates):
+        return best
     # Accuracy is no monotone function of the threshold: every grid point is tried.
     for threshold in candidates.quantile(torch.linspace(0, 1, 201).to(candidates)):
         depth = first_exit(certainty, exits, float(threshold))

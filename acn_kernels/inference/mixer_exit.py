@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from acn_kernels import functional
 from acn_kernels.dispatch import in_forward_mode
-from acn_kernels.hooks import is_plain_linear
+from acn_kernels.hooks import hooks_on_all, is_plain_linear
 from acn_kernels.kept import can_be_kept, stream_of
 from acn_kernels.models import Mixer
 from acn_kernels.norm_spec import NormSpec
@@ -53,6 +53,8 @@ class MixerExit:
         "auto", is the faster way."""
         if self._model.training:
             return "the model is in training mode"
+        if hooks_on_all():
+            return "hooks wait for all modules"
         # All else that may change while the model is made of the same.
         autocast, forward_mode = under_autocast(images), in_forward_mode()
         kind = images.dtype, images.device, autocast, forward_mode

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from acn_kernels.models import ImageClassifier
+from acn_kernels.modes import in_eval_mode
 
 
 @torch.no_grad()
@@ -41,9 +42,8 @@ def collected_by_depth(
 ) -> tuple[Tensor, Tensor]:
     """(``of_batch(inputs)`` [L+1, n, ...] of all batches as [L+1, N, ...], labels [N]); in eval
     mode, from which the model is put back, and otherwise as :func:`probe_logits`."""
-    training, batches = model.training, []
-    model.eval()
-    try:
+    batches = []
+    with in_eval_mode(model):
         for inputs, labels in data:
             if labels.shape != inputs.shape[:1]:
                 raise ValueError(
@@ -51,8 +51,6 @@ def collected_by_depth(
                     "takes one label for each"
                 )
             batches.append((of_batch(inputs), labels))
-    finally:
-        model.train(training)
     if not batches:
         raise ValueError("data is empty; it takes at least one batch (inputs, labels)")
     values, labels = zip(*batches, strict=True)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from acn_kernels.files import written_whole
 from acn_kernels.models import ImageClassifier
+from acn_kernels.modes import in_eval_mode
 
 _LARGEST_BATCH = 1 << 20
 _LARGEST_ONNX = 2 << 30  # bytes that fit into one file
@@ -46,11 +47,8 @@ def exported_program(
     weight, config = model.head.weight, model.config
     # Two of them: a batch of one would be taken for a constant.
     shape = (2, config.channels, config.image_size, config.image_size)
-    training = model.training
-    try:
-        return batch_program(model.eval(), [weight.new_zeros(shape)])
-    finally:
-        model.train(training)
+    with in_eval_mode(model):
+        return batch_program(model, [weight.new_zeros(shape)])
 
 
 def export_onnx(model: ImageClassifier, path: str | os.PathLike, depth: int | None = None) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from acn_kernels.inference.early_exit import EarlyExit
 from acn_kernels.models import ImageClassifier
+from acn_kernels.modes import in_eval_mode
 from acn_kernels.timing import interleaved_seconds
 
 _ROUNDS = 9
@@ -28,18 +29,15 @@ def expected_seconds(
         depth: of the truncated network. exits: of early exit, in order.
         leaving: [L+1], the share of samples that stop at each depth.
     """
-    training, layers = model.training, len(model.blocks)
-    model.eval()
+    layers = len(model.blocks)
     # Cut networks run the way that early exit does, in the engine or outside: they are its
     # segments, added up. Exits that nobody takes show what deciding costs.
     cut = {k: EarlyExit(model.truncate(k), [], 0.0) for k in {*exits, depth, layers}}
     ways = {k: lambda way=way: way(inputs) for k, way in cut.items()}
     deciding = EarlyExit(model, exits, 0.0)
     ways["deciding"] = lambda: deciding(inputs)
-    try:
+    with in_eval_mode(model):
         samples = interleaved_seconds(ways, _ROUNDS, inputs.device)
-    finally:
-        model.train(training)
     medians = {k: statistics.median(times) / len(inputs) for k, times in samples.items()}
     decision = max(medians["deciding"] - medians[layers], 0.0) / max(len(exits), 1)
     early = sum(

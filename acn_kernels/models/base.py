@@ -69,7 +69,7 @@ def wire(
 def check_loaded_alike(blocks: FusedACNStack, loaded: FusedACNStack) -> None:
     """Raises ValueError where ``loaded``, of the configuration that would be saved, has another
     option than ``blocks``: weights alone would not make it the same network."""
-    for name in ("granularity", "include_input", "rows"):
+    for name in ("granularity", "include_input", "rows", "direct_gradient_only"):
         given, expected = getattr(blocks, name), getattr(loaded, name)
         if given is not expected and given != expected:
             raise ValueError(f"blocks.{name} is {given!r}; it would be loaded as {expected!r}")
@@ -132,7 +132,7 @@ class Model(nn.Module):
         if self.blocks.norm is None:
             raise ValueError("the model's final norm was pruned: it could not be loaded again")
         with torch.device("meta"):
-            check_loaded_alike(self.blocks, type(self)(self.config).blocks)
+            check_loaded_alike(self.blocks, Model.families[self.family](self.config).blocks)
         folder = Path(folder)
         config = {"family": self.family, **dataclasses.asdict(self.config)}
         if self.blocks.alpha != _alpha_of(self.config.wiring):
@@ -147,7 +147,8 @@ class Model(nn.Module):
 
     @staticmethod
     def from_pretrained(folder: str | os.PathLike) -> Model:
-        """The model that :meth:`save_pretrained` wrote into ``folder``, on the CPU.
+        """The model that :meth:`save_pretrained` wrote into ``folder``, on the CPU, in fp32
+        whatever its weights were saved in.
 
         Raises:
             FileNotFoundError: a file is missing.
@@ -194,7 +195,8 @@ def _configuration(path: Path) -> dict:
 
 @dataclasses.dataclass(frozen=True)
 class ImageConfig:
-    """Image size and patches in pixels, width D and depth L of the stack, and its wiring.
+    """Image size and patches in pixels, width D and depth L of the stack, and its wiring; without
+    a head where there are 0 classes.
 
     wiring: "acn", or one of the twins from the same blocks: "residual", "feedforward", "dg_only"
     (an ACN that trains on the direct gradient alone), "densenet" and "denseformer"; or "hybrid",
@@ -212,7 +214,8 @@ class ImageConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             if field.type == "int":
-                check_size(field.name, getattr(self, field.name), least=int(field.name != "depth"))
+                least = 0 if field.name in ("depth", "classes") else 1
+                check_size(field.name, getattr(self, field.name), least)
 
     @property
     def tokens(self) -> int:

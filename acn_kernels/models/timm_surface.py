@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from acn_kernels.rows import Rows
 from acn_kernels.stack import FusedACNStack
 from acn_kernels.validation import check_flag
 
@@ -54,9 +55,10 @@ class TimmSurface:
         if num_classes < 0:
             raise ValueError(f"num_classes is {num_classes}; it takes an integer of at least 0")
         like = next(self.parameters())
-        head = make_head(self.config.width, num_classes)
+        config = dataclasses.replace(self.config, classes=num_classes)
+        head = make_head(config.width, num_classes)
         self.head = head.to(like.device, like.dtype).train(self.training)
-        self.config = dataclasses.replace(self.config, classes=num_classes)
+        self.config = config
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Whether the backward pass recomputes every block instead of keeping its activations."""
@@ -114,6 +116,9 @@ class TimmSurface:
         if intermediates_only:
             return found
         last = sums[-1]
+        if patches and self.blocks.rows is not None:
+            rows = Rows(self.blocks.rows).resolve(last.shape[1], last.device)
+            last = last.index_select(1, rows.index)
         if not norm and self.blocks.norm is not None:
             last = self.blocks.norm(last)
         return last, found

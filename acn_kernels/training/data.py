@@ -96,6 +96,8 @@ def _decoded(file: Path | io.BytesIO, size: int, channels: int) -> Tensor:
 
     try:
         with Image.open(file) as image:
+            if image.mode.startswith("I"):  # grey of 16 bits, which convert would clip
+                image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
             image = image.convert("RGB" if channels == 3 else "L")
     except (UnidentifiedImageError, OSError) as error:
         raise ValueError(f"data holds an image that cannot be read: {error}") from error

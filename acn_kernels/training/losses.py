@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acn_kernels.blocks import PostNormStack
+from acn_kernels.convert.block import ConvertedBlock
 from acn_kernels.convert.conversion import chains
 from acn_kernels.models import ImageClassifier
 from acn_kernels.reference import sum_dtype
@@ -204,16 +205,17 @@ def layer_dropout(
 
     Raises:
         ValueError: the stack is not residual: without its short connection a dropped layer would
-            take all layers above with it.
+            take all layers above with it; or its granularity is "sublayer".
     """
     alphas = {chain.alpha for chain in chains(stack)} or {stack.alpha}
     if alphas != {0}:
         raise ValueError(f"alpha is {max(alphas)}; layers are dropped in residual networks, at 0")
-    # What such layers put out is what they add; others put out the sum.
-    adding = isinstance(stack, FusedACNStack) and not isinstance(stack, PostNormStack)
+    if getattr(stack, "granularity", "block") == "sublayer":
+        raise ValueError("granularity is 'sublayer'; layers are dropped whole, at 'block'")
+    in_stack = isinstance(stack, FusedACNStack) and not isinstance(stack, PostNormStack)
     hooks = [
         # Ahead of the hooks by which transformers collects hidden states.
-        layer.register_forward_hook(_dropping(p, adding), prepend=True)
+        layer.register_forward_hook(_dropping(p, in_stack), prepend=True, with_kwargs=True)
         for layer, p in zip(stack, probabilities, strict=True)
         if p
     ]
@@ -224,9 +226,12 @@ def layer_dropout(
             hook.remove()
 
 
-def _dropping(p: float, adding: bool):
-    def hook(layer: nn.Module, inputs: tuple, out: Tensor) -> Tensor:
+def _dropping(p: float, in_stack: bool):
+    def hook(layer: nn.Module, args: tuple, kwargs: dict, out: Tensor) -> Tensor:
         kept = torch.rand(len(out), *[1] * (out.dim() - 1), device=out.device) >= p
-        return out * kept.to(out.dtype) if adding else torch.where(kept, out, inputs[0])
+        # What layers put out for a stack is what they add; for another loop it is the sum.
+        if in_stack and ("connection" in kwargs or not isinstance(layer, ConvertedBlock)):
+            return out * kept.to(out.dtype)
+        return torch.where(kept, out, args[0] if args else kwargs[layer._acn_input])
 
     return hook

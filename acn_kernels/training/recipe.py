@@ -201,6 +201,7 @@ class _Run:
         with bar:
             while len(self.rows) < self.recipe.epochs:
                 self._epoch(bar)
+        self.model.eval()
         if self.accelerator.is_main_process:
             self.model.save_pretrained(self.out / MODEL_FOLDER)
             print(self.out / MODEL_FOLDER)
@@ -237,6 +238,7 @@ class _Run:
         loss = self.objective(images, labels, Step(self.step, self.total_steps))
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
+        self.scheduled.gather_gradients()
         self.optimizer.step()
         self.loss += loss.detach()
         self.step += 1
@@ -297,6 +299,7 @@ class _Run:
         self.step, self.rows = found.step, found.rows
         self.model.load_state_dict(found.model)
         self.optimizer.load_state_dict(found.optimizer)
+        self.scheduled.follow(self.step / self.total_steps)
         own = found.processes[self.share.rank]
         self.loss.fill_(own["loss"])
         set_random_states(own["random"])

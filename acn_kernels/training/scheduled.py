@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from acn_kernels.alpha_schedule import AlphaSchedule
 from acn_kernels.convert import anneal
 from acn_kernels.models import ImageClassifier
@@ -35,7 +37,8 @@ class ScheduledModel:
         self.model = self.network = model
         self.alpha, self.freeze = alpha, freeze
         self.depth = None if depth is None else depth.checked()
-        self._frozen = 0
+        self._frozen = 0  # layers
+        self._held: list[nn.Parameter] = []  # of those, what would learn without the schedule
         self._alpha_now: float | tuple[float, ...] | None = None  # where a schedule has set it
 
     @property
@@ -54,17 +57,33 @@ class ScheduledModel:
             self._set_alpha(progress)
         frozen = 0 if self.freeze is None else self.freeze.at(progress, layers)
         if frozen != self._frozen:
-            # Without a gradient below them, autograd ends where the frozen layers end.
-            for module in (self.model.stem, *self.model.blocks[:frozen]):
-                module.requires_grad_(False)
-            self._frozen = frozen
+            self._freeze(frozen)
 
     def finish(self) -> None:
         """At the end of the training: the last alpha, and nothing frozen any more."""
         if self.alpha is not None:
             self._set_alpha(1.0)
-        if self._frozen:
-            self.model.requires_grad_(True)
+        self._freeze(0)
+
+    def gather_gradients(self) -> None:
+        """After a backward pass: the learned scales of a cut network are a parameter of its own, in
+        the memory of the model's; what it got belongs to that."""
+        own, whole = (getattr(m.blocks, "scales", None) for m in (self.network, self.model))
+        if own is whole or not isinstance(own, nn.Parameter) or own.grad is None:
+            return
+        whole.grad = nn.functional.pad(own.grad, (0, len(whole) - len(own)))
+        own.grad = None
+
+    def _freeze(self, layers: int) -> None:
+        for parameter in self._held:
+            parameter.requires_grad_(True)
+        # Without a gradient below them, autograd ends where the frozen layers end.
+        modules = (self.model.stem, *list(self.model.blocks)[:layers]) if layers else ()
+        found = (parameter for module in modules for parameter in module.parameters())
+        self._held = [parameter for parameter in found if parameter.requires_grad]
+        for parameter in self._held:
+            parameter.requires_grad_(False)
+        self._frozen = layers
 
     def _set_alpha(self, progress: float) -> None:
         of_layers = isinstance(self.alpha, BottomUpAlpha)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from acn_kernels.alpha_schedule import AlphaSchedule
 from acn_kernels.models import ImageClassifier
 from acn_kernels.repeated import Repeated
+from acn_kernels.training.checkpoint import random_states, set_random_states
 from acn_kernels.training.digits import Split
 from acn_kernels.training.losses import Loss, Step, final_loss
 from acn_kernels.training.scheduled import ScheduledModel
@@ -131,6 +132,7 @@ class Trainer:
             loss = self.loss(self.network, images, labels, self.step)
         self.optimizer.zero_grad()
         loss.backward()
+        self._scheduled.gather_gradients()
         if self.after_backward is not None:
             self.after_backward()
         if self.recipe.max_norm is not None:
@@ -183,7 +185,7 @@ class Trainer:
             "loss": self.loss.state_dict() if isinstance(self.loss, nn.Module) else None,
             "optimizer": self.optimizer.state_dict(),
             "step": self.step.index,
-            "random": torch.get_rng_state(),
+            "random": random_states(),
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -192,8 +194,7 @@ class Trainer:
             self.loss.load_state_dict(state["loss"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = self.step._replace(index=state["step"])
-        torch.set_rng_state(state["random"])
-        if self.step.index:
-            self._follow_schedules((self.step.index - 1) / self.step.total)
+        set_random_states(state["random"])
+        self._follow_schedules(max(self.step.index - 1, 0) / self.step.total)
         if self.done:
             self._finish()

@@ -55,6 +55,8 @@ class ACNPreTrainedModel(PreTrainedModel):
             short.blocks = self.blocks.truncate(k)
             short.config = copy.deepcopy(self.config)
             short.config.num_hidden_layers = k
+            if not isinstance(short.config.alpha, float | None):
+                short.config.alpha = short.blocks.alpha  # of its layers alone
         else:
             base = self.base_model.truncate(k)
             setattr(short, self.base_model_prefix, base)
@@ -70,9 +72,9 @@ class ACNPreTrainedModel(PreTrainedModel):
             ValueError: another option of the blocks was changed, which the configuration does not
                 say: another network would be loaded.
         """
-        with torch.device("meta"):
-            check_loaded_alike(self.base_model.blocks, type(self)(self.config).base_model.blocks)
         self.config.alpha = self.alpha
+        with torch.device("meta"):
+            check_loaded_alike(self.base_model.blocks, type(self.base_model)(self.config).blocks)
         super().save_pretrained(*args, **kwargs)
 
     def forward_features(self, *args, **kwargs) -> Tensor:
