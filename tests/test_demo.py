@@ -75,7 +75,7 @@ def test_bad_options_are_refused_before_any_training(option, tmp_path, capsys):
 
 
 def test_an_interrupt_leaves_no_file(tmp_path):
-    command = [sys.executable, "-m", "acn_kernels.cli", "demo", "--out", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "acn_kernels", "demo", "--out", str(tmp_path / "out")]
     process = subprocess.Popen(
         command,
         stderr=subprocess.PIPE,
