@@ -84,7 +84,7 @@ class Connection:
         closing: bool = False,
     ) -> None:
         self._made_of = (wiring, scales, y, closing)
-        self._begun = False
+        self._begun: bool | None = None  # and whether gradients were recorded then
         self.wiring = wiring or Wiring()
         self.scales = list(scales)  # of the terms still to enter; torch.compile follows no iterator
         self.y = y
@@ -99,13 +99,32 @@ class Connection:
 
         Activation checkpointing around a layer calls it again in the backward pass, with the same
         arguments: it then works with a connection as new, whose results nobody reads.
+
+        Raises:
+            RuntimeError: a layer begins twice in one forward pass, or in a backward pass what it
+                began without gradients, as reentrant checkpointing does.
         """
         if connection is None:
             return Connection()
-        if connection._begun:
-            return type(connection)(*connection._made_of)
-        connection._begun = torch.is_grad_enabled()  # without, one connection serves many layers
+        recorded = torch.is_grad_enabled()
+        if recorded and connection._begun is not None:
+            return connection._again()
+        connection._begun = recorded  # without gradients, one connection serves many layers
         return connection
+
+    def _again(self) -> Connection:
+        in_backward = torch._C._current_graph_task_id() >= 0
+        if self._begun and not in_backward:
+            raise RuntimeError(
+                "a layer began its connection twice; of the blocks inside one layer of a stack, "
+                "only the first may be called with the layer's connection"
+            )
+        if in_backward and not self._begun:
+            raise RuntimeError(
+                "the gradients of the long connection are lost: reentrant checkpointing passes on "
+                "those of returned tensors alone; a layer of a stack takes use_reentrant=False"
+            )
+        return type(self)(*self._made_of) if in_backward else self
 
     @property
     def carried(self) -> list[Term] | Tensor | None:

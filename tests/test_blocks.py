@@ -11,6 +11,7 @@ from torch import nn
 
 from acn_kernels import FusedACNStack
 from acn_kernels.blocks import Attention, FeedForwardStack, MixerBlock, Mlp, TransformerBlock
+from acn_kernels.rows import Rows
 
 BLOCKS = {
     "transformer": lambda: TransformerBlock(8, 2),
@@ -39,6 +40,10 @@ def test_attention_masks():
     mask = torch.ones(5, 5, dtype=torch.bool).tril()
     assert_close(module(x, is_causal=True), module(x, mask))
     assert_close(module(x, mask)[:, :1], attention(module, x[:, :1]))
+    rows = Rows("last").resolve(5, x.device)
+    for selection in (None, rows):
+        with pytest.raises(ValueError, match="is_causal is True beside an attn_mask"):
+            module(x, mask, is_causal=True, rows=selection)
 
 
 @pytest.mark.parametrize("kind", BLOCKS)

@@ -247,6 +247,19 @@ def test_an_acn_is_none_already():
         acn.convert(model)
 
 
+@pytest.mark.parametrize("inplace", [True, False])
+def test_a_block_in_two_lists(inplace):
+    model = MyModel()
+    layers = [nn.TransformerEncoderLayer(D, 2, batch_first=True) for _ in range(2)]
+    model.blocks, model.upper = nn.ModuleList(layers), nn.Sequential(layers[1])
+    classes = [type(module) for module in model.modules()]
+    with pytest.raises(ValueError, match="upper holds a block of blocks; acn"):
+        acn.convert(model, inplace=inplace)
+    assert [type(module) for module in model.modules()] == classes
+    model.upper = model.blocks  # one list under two names
+    assert acn.convert(model, inplace=inplace).upper[0]._acn_first
+
+
 @pytest.mark.parametrize(("k", "error"), [(0, ValueError), (4, ValueError), ("1", TypeError)])
 def test_bad_depths(k, error):
     _, model, _ = build("hf-bert")

@@ -11,6 +11,7 @@ import torch
 from layers import NATIVE, Opaque, Shift, device_of, make_norm
 from tolerances import assert_close
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from acn_kernels import FusedACNStack
 from acn_kernels.blocks import TransformerBlock
@@ -180,6 +181,56 @@ def test_backward_hooks_on_layers_fire():
         module.register_full_backward_hook(lambda *_, i=i: fired.append(i))
     stack(x_like().requires_grad_()).sum().backward()
     assert fired == [2, 1, 0]
+
+
+class Wrapped(nn.Module):
+    """A layer of one block or more, whose first owns the entry norms."""
+
+    def __init__(self, call, count=1):
+        super().__init__()
+        self.blocks = nn.ModuleList(Shift(7) for _ in range(count))
+        self.call = call
+
+    @property
+    def entry_norms(self):
+        return self.blocks[0].entry_norms
+
+    def forward(self, x, connection=None):
+        return self.call(self.blocks, x, connection)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+def test_a_block_inside_a_layer_may_be_recomputed_and_reentrant_recomputing_is_refused(alpha):
+    def calling(reentrant):
+        def call(blocks, x, connection):
+            def function(x):
+                return blocks[0](x, connection=connection)
+
+            return checkpoint(function, x, use_reentrant=reentrant)
+
+        return call
+
+    layers = [Wrapped(calling(False)) for _ in range(3)]
+    stack, x = FusedACNStack(layers, alpha=alpha), x_like().requires_grad_()
+    plain = FusedACNStack([layer.blocks[0] for layer in layers], alpha=alpha)
+    expected = torch.autograd.grad(plain(x).square().sum(), [x, *plain.parameters()])
+    found = torch.autograd.grad(stack(x).square().sum(), [x, *stack.parameters()])
+    for one, other in zip(found, expected, strict=True):
+        assert_close(one, other)
+    for layer in layers:
+        layer.call = calling(True)
+    with pytest.raises(RuntimeError, match="use_reentrant=False"):
+        stack(x).square().sum().backward()
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+def test_one_connection_for_two_blocks_is_refused(alpha):
+    def call(blocks, x, connection):
+        return blocks[1](blocks[0](x, connection=connection), connection=connection)
+
+    stack = FusedACNStack([Wrapped(call, 2) for _ in range(2)], alpha=alpha)
+    with pytest.raises(RuntimeError, match="began its connection twice"):
+        stack(x_like())
 
 
 def test_hooks_on_norms_are_honoured():

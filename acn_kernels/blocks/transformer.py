@@ -54,7 +54,12 @@ class Attention(nn.Module):
         """With ``rows``, only these tokens ask: [B, R, D] of the R queries over all keys.
 
         ``past_key_values`` adds the keys of earlier tokens, and keeps those of x.
+
+        Raises:
+            ValueError: is_causal is True beside an attn_mask.
         """
+        if is_causal and attn_mask is not None:
+            raise ValueError("is_causal is True beside an attn_mask; attention takes one of them")
         if rows is None:
             q, k, v = self._heads(self.qkv(x), 3)
         else:

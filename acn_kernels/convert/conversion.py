@@ -86,13 +86,20 @@ def chains(model: nn.Module) -> list[Chain]:
 
 def _lists(model: nn.Module) -> list[_List]:
     """The lists of blocks to be converted, checked."""
-    lists, listed = [], set()
+    lists: list[_List] = []
+    listed: dict[int, str] = {}
     for name, module in model.named_modules():
         if isinstance(module, (nn.ModuleList, nn.Sequential)):
             blocks = [child for child in module._modules.values() if _is_known(child)]
+            elsewhere = next((listed[id(block)] for block in blocks if id(block) in listed), None)
+            if elsewhere is not None:
+                raise ValueError(
+                    f"{name or 'model'} holds a block of {elsewhere or 'model'}; acn.convert takes "
+                    "a model that holds each block in one list"
+                )
             if blocks:
                 lists.append(_List(name, module, blocks))
-                listed.update(map(id, blocks))
+                listed.update(dict.fromkeys(map(id, blocks), name))
     if not lists and not chains(model):
         raise ValueError(_nothing_known(model))
     for name, module in model.named_modules():

@@ -15,7 +15,8 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def truncate_converted(model: M, k: int) -> M:
-    """The model with the first k blocks of its one list, weights shared.
+    """The model with the first k blocks of its one list, which stay the model's own: weights and
+    alpha are shared.
 
     The depth that a Hugging Face configuration names becomes k, in a copy that its modules share as
     they did: the result is saved, loaded and converted again like any other model.

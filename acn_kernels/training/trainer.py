@@ -58,7 +58,7 @@ class Trainer:
             tensors that it changes in place.
         autocast: the dtype that the forward pass is autocast to, torch.bfloat16 say; None is not.
         length: of samples [N, ...] the lengths [N]. Those of like length share a batch then, as
-            far as chance has put them within 50 batches: less is padding.
+            far as chance has put them near each other: less is padding.
 
     Raises:
         TypeError, ValueError: as ScheduledModel does.
