@@ -63,7 +63,8 @@ class FusedACNStack(ScaledTerms):
         include_input: whether the input x_0 is a term of the sum (it is in the paper).
         rows: the tokens of y that the head reads: None (all), "first", "last", a slice or a 1-D
             index tensor along axis -2. y then has only those, in a token axis of their length.
-        granularity: "block", or "sublayer": attention and MLP are layers of their own.
+        granularity: "block", or "sublayer": attention and MLP are layers of their own, in blocks
+            that list ``entry_norms``.
         direct_gradient_only: each layer's input is detached, so that it trains on the direct
             gradient alone (the paper's DG-only ACN).
         checkpoint: True recomputes every layer in the backward pass instead of keeping its

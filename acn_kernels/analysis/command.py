@@ -30,11 +30,13 @@ def add_probe_arguments(parser: argparse.ArgumentParser) -> None:
 def add_truncate_arguments(parser: argparse.ArgumentParser) -> None:
     _add_model_and_data(parser, required=False)
     parser.add_argument("folder", metavar="DIR", help="where the cut model goes")
-    parser.add_argument("--depth", type=int, metavar="K", help="keep the first K layers")
+    parser.add_argument(
+        "--depth", type=int, metavar="K", help="keep the first K layers; in the place of --data"
+    )
     parser.add_argument(
         "--max-drop", type=float, default=0.005, metavar="SHARE",
-        help="without --depth: keep as few layers as cost at most this of accuracy, on fresh data "
-        "too (0.005)",
+        help="with --data: keep as few layers as cost at most this of accuracy, on fresh data too "
+        "(0.005)",
     )  # fmt: skip
     parser.set_defaults(run=run_truncate)
 
@@ -45,7 +47,9 @@ def _add_model_and_data(parser: argparse.ArgumentParser, required: bool) -> None
         "--data", required=required, metavar="SOURCE",
         help='"digits", or what `acn-kernels train` reads; its test images are used',
     )  # fmt: skip
-    parser.add_argument("--batch", type=int, default=256, metavar="SIZE")
+    parser.add_argument(
+        "--batch", type=int, default=256, metavar="SIZE", help="images at a time (256)"
+    )
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
 
 

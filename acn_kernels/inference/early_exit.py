@@ -57,7 +57,7 @@ class EarlyExit(nn.Module):
     Before that, a Mixer in half precision on a GPU does all of it in one kernel, in which each
     sample stops at its own depth (:func:`acn_kernels.functional.mixer_exit`); so does any Mixer
     that the Triton path can take and whose ``blocks.backend`` is "triton". Batches of up to 512
-    images are recorded as CUDA graphs when their size comes again, and replayed.
+    images are recorded as CUDA graphs once their size has come often, and replayed.
 
     Args:
         model: a classifier of :mod:`acn_kernels.models`, of images or (ACN BERT) of texts, or

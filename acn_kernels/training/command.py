@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from acn_kernels.alpha_schedule import AlphaSchedule
+from acn_kernels.models.base import WIRINGS
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -15,7 +16,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     command.add_argument("--model", required=True, metavar="PRESET", help="acn_vit_digits, ...")
     command.add_argument("--depth", type=int, metavar="L", help="layers (the preset's)")
-    command.add_argument("--wiring", default="acn", help="acn (default), residual or feedforward")
+    command.add_argument("--wiring", default="acn", help=f"acn (default), {', '.join(WIRINGS[1:])}")
     command.add_argument(
         "--alpha", metavar="START:END:FRACTION",
         help="of an ACN, over the first FRACTION of the training: 0:1:0.5; or one number (1)",
@@ -28,10 +29,12 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--loss", default="final",
         help="final (default), or shared-head: of every sub-network, for early exit",
     )  # fmt: skip
-    command.add_argument("--epochs", type=int, default=10)
-    command.add_argument("--batch-size", type=int, default=64, help="of all processes together")
-    command.add_argument("--lr", type=float, default=1e-3)
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--epochs", type=int, default=10, help="passes over the images (10)")
+    command.add_argument(
+        "--batch-size", type=int, default=64, help="images of a step, on all processes (64)"
+    )
+    command.add_argument("--lr", type=float, default=1e-3, help="highest learning rate (0.001)")
+    command.add_argument("--seed", type=int, default=0, help="of weights, order and noise (0)")
     command.add_argument(
         "--save-every", type=int, default=0, metavar="STEPS",
         help="checkpoints within an epoch too (0: at its end alone)",

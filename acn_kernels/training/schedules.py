@@ -48,7 +48,7 @@ class DepthSchedule(NamedTuple):
 
 
 # The way to begin with: of those compared (benchmarks/paper/experiments/cheaper.py) the soonest at
-# the residual twin's accuracy, and the one whose lower half is the best.
+# the residual twin's accuracy, and of those in the twin's time the one with the best lower half.
 GROWING = DepthSchedule(((0.0, 0.5), (0.25, 0.75), (0.5, 1.0)))
 
 
