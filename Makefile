@@ -59,7 +59,8 @@ TORCH ?= $(shell sed -n 's/^torch==//p' constraints.txt)
 CUDA ?= cpu
 TORCH_INDEX ?=
 SDIST_ENV := build/env-sdist
-WHEEL_ENV := $(if $(filter none,$(CUDA)),$(SDIST_ENV),build/env-torch$(TORCH)-cuda$(CUDA))
+WHEEL_PYTHON = $(shell $(PYTHON) -c 'import sys; print("py%d.%d" % sys.version_info[:2])')
+WHEEL_ENV = $(if $(filter none,$(CUDA)),$(SDIST_ENV),build/env-torch$(TORCH)-cuda$(CUDA)-$(WHEEL_PYTHON))
 FETCH := -m pip --disable-pip-version-check install --quiet
 TOOLKIT := nvidia-cuda-nvcc nvidia-cuda-crt nvidia-nvvm nvidia-cuda-cccl nvidia-cuda-runtime
 

@@ -50,6 +50,9 @@ def assert_command_exists(command: list[str]) -> None:
     elif command[0] == "build/cpp/acn_infer":
         usage = (ROOT / "csrc/tools/options.cpp").read_text()
         assert all(word in usage for word in command if word.startswith("--"))
+    elif command[0] == "cmake":
+        options = (ROOT / "CMakeLists.txt").read_text()
+        assert all(word[2:].split("=")[0] in options for word in command if "-DACN_" in word)
     elif command[:2] == ["python", "-m"]:
         _entry_point(command[2]).parser().parse_args(command[3:])
     elif command[0] == "benchmarks/on_gpu.sh":
@@ -70,6 +73,17 @@ def _entry_point(name: str):
 
 
 def links_of(page: Path) -> list[str]:
-    """Where the page's links lead, without those to other sites and to itself."""
+    """Where the page's links lead, without those to other sites."""
     found = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
-    return [link for link in found if not link.startswith(("http:", "https:", "#"))]
+    return [link for link in found if not link.startswith(("http:", "https:"))]
+
+
+def leads_somewhere(page: Path, link: str) -> bool:
+    """Whether the file that ``link`` names is there, and the heading in it."""
+    name, _, anchor = link.partition("#")
+    there = page.parent / name if name else page
+    if not there.exists():
+        return False
+    headings = re.findall(r"^#+ (.*)$", there.read_text(), flags=re.MULTILINE) if anchor else []
+    as_anchors = {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in headings}
+    return not anchor or anchor in as_anchors
