@@ -258,6 +258,19 @@ def test_checkpointing_changes_no_gradient(variant):
     assert not model.is_gradient_checkpointing
 
 
+def test_checkpointing_of_some_blocks_or_elsewhere_is_refused():
+    model = small_gpt()
+    if not hasattr(model, "activation_checkpointing_enable"):
+        pytest.skip("transformers has neither option yet")
+    for options, said in (
+        ({"every_n_layers": 2}, "every_n_layers is 2"),
+        ({"offload": True}, "offl"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            model.activation_checkpointing_enable(**options)
+        assert not model.is_gradient_checkpointing
+
+
 def test_in_training_no_cache_is_kept():
     model, ids = small_gpt(), words()
     assert model(ids).past_key_values is not None

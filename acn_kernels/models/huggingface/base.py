@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
@@ -42,6 +43,23 @@ class ACNPreTrainedModel(PreTrainedModel):
     @gradient_checkpointing.setter
     def gradient_checkpointing(self, enable: bool) -> None:
         self.base_model.blocks.checkpoint = enable
+
+    def _set_gradient_checkpointing(
+        self,
+        enable: bool = True,
+        gradient_checkpointing_func: Callable = checkpoint,
+        every_n_layers: int = 1,
+    ) -> None:
+        if every_n_layers != 1:
+            raise ValueError(
+                f"every_n_layers is {every_n_layers}; it takes 1: all blocks are recomputed or none"
+            )
+        if getattr(gradient_checkpointing_func, "func", checkpoint) is not checkpoint:
+            raise ValueError(
+                "blocks are recomputed by their stack, which takes no other function than torch's "
+                "checkpoint, as offload=True brings one"
+            )
+        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func)
 
     def truncate(self, k: int) -> ACNPreTrainedModel:
         """The ordinary model of the first k blocks, with the same head; weights are shared.
