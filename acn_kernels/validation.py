@@ -115,6 +115,20 @@ def check_stack_input(x: Tensor, rows: object, parameter: Tensor | None) -> None
         raise ValueError(f"x is on {x.device}, the layers are on {parameter.device}")
 
 
+def check_labels(labels: Tensor, classes: int) -> None:
+    """Raises where there is no label, or one that is none of 0 .. classes - 1: accuracies would
+    all be alike, and any choice by them as good as another."""
+    if labels.is_floating_point():
+        raise TypeError(f"labels are {labels.dtype}; they take integers")
+    if not labels.numel():
+        raise ValueError("data holds no sample; it takes at least one")
+    least, most = int(labels.min()), int(labels.max())
+    if least < 0 or most >= classes:
+        raise ValueError(
+            f"labels go from {least} to {most}; the model has {classes} classes, 0 to {classes - 1}"
+        )
+
+
 def are_counted(x: Tensor) -> bool:
     """Whether PyTorch counts changes of x in place: not in inference mode, nor in a compiler."""
     return not (torch.compiler.is_compiling() or x.is_inference())

@@ -94,6 +94,11 @@ def test_cka_by_its_definition():
         analysis.cka(x, y[:3])
 
 
+def test_cka_of_what_is_constant():
+    constant, x = torch.full((999, 3), 0.1, dtype=torch.float64), torch.randn(999, 2)
+    assert analysis.cka(constant, x).isnan() and analysis.cka(x, constant).isnan()
+
+
 def test_cka_of_depths_is_one_on_the_diagonal():
     grid = analysis.cka_by_depth(model(), digits(30))
     assert grid.values.shape == (4, 4)
@@ -118,6 +123,16 @@ def test_salt_and_pepper_hits_its_share_of_pixels():
     assert (noisy == 0.5).double().mean().item() == pytest.approx(0.8, abs=0.01)
     with pytest.raises(ValueError, match=r"p is 1\.5"):
         analysis.salt_and_pepper(grey, 1.5)
+
+
+@pytest.mark.parametrize("add", [analysis.gaussian, analysis.salt_and_pepper])
+def test_noise_refuses_images_of_another_scale(add):
+    images = torch.rand(2, 3, 4, 4)
+    with pytest.raises(TypeError, match=r"images are torch\.uint8"):
+        add((255 * images).byte(), 0.1)
+    for standardised in (images - 0.5, 2 * images.clamp(min=0.6)):
+        with pytest.raises(ValueError, match="they take 0 to 1, before they are standardised"):
+            add(standardised, 0.1)
 
 
 def test_robustness_is_accuracy_on_the_noisy_images():

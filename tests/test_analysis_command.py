@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import acn_kernels as acn
+from acn_kernels.analysis import command as commands
 from acn_kernels.cli import main
 from acn_kernels.models import Model, create
 from acn_kernels.training.data import load_images
@@ -68,12 +69,22 @@ def test_truncate_at_a_depth_and_where_calibrate_says(saved, capsys):
     assert depth <= 2 and f"the first {depth} of 4 layers" in text and "19 of 20" in text
 
 
+def test_data_of_other_classes(saved, capsys, monkeypatch):
+    few = load_images("digits", 8, 1)._replace(classes=["0", "1"])
+    monkeypatch.setattr(commands, "load_images", lambda *_: few)
+    for name in ("probe", "truncate"):
+        places = [str(saved[1] / place) for place in ("model", "cut")]
+        assert main([name, *places[: 1 + (name == "truncate")], "--data", "digits"]) == 2
+        assert "--data has 2 classes; the model tells 10 apart" in capsys.readouterr().err
+
+
 def test_what_they_refuse(saved, capsys):
     model = str(saved[1] / "model")
     for command, message in (
         (["truncate", model, "x"], "it takes --depth, or --data"),
         (["truncate", model, "x", "--depth", "9"], "k is 9"),
         (["truncate", model, "x", "--data", "digits"], "it takes at least 765"),
+        (["truncate", model, "x", "--depth", "2", "--max-drop", "0.1"], "--max-drop goes with"),
         (["probe", model, "--data", "digits", "--batch", "0"], "--batch is 0"),
         (["probe", str(saved[1] / "none"), "--data", "digits"], "none"),
         (["probe", model, "--data", "digits", "--device", "moon"], "device is 'moon'"),

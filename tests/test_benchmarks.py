@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -217,6 +218,28 @@ def test_a_resumed_run_keeps_what_the_same_code_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "environment", lambda: {**facts, "sources": "other code"})
     run([small_case()], tmp_path, TINY, Plan(resume=True))
     assert "other code" in (tmp_path / "small.json").read_text()
+
+
+@pytest.mark.parametrize(
+    "lacking", [Plan(quick=True), Plan(brief=True), Plan(ours_only=True)], ids=repr
+)
+def test_a_resumed_run_measures_again_what_lacked_rounds_or_peers(lacking, tmp_path):
+    file = tmp_path / "small.json"
+    run([small_case()], tmp_path, TINY, lacking)
+    before = file.read_text()
+    run([small_case()], tmp_path, TINY, replace(lacking, resume=True))
+    assert file.read_text() == before
+    run([small_case()], tmp_path, TINY, Plan(resume=True))
+    assert file.read_text() != before
+
+
+def test_a_resumed_run_measures_again_what_failed(tmp_path):
+    file = tmp_path / "small.json"
+    run([small_case()], tmp_path, TINY)
+    result = json.loads(file.read_text())
+    file.write_text(json.dumps({**result, "failed": {"ours": "RuntimeError"}}))
+    run([small_case()], tmp_path, TINY, Plan(resume=True))
+    assert json.loads(file.read_text())["failed"] == {}
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch
 from acn_kernels.analysis import costs
 from acn_kernels.models import create
 from acn_kernels.training.digits import Split
+from acn_kernels.training.schedules import DepthSchedule
 from benchmarks.paper import __main__ as command
 from benchmarks.paper import dry_run, exits, measures, records, report, runner, trained
 from benchmarks.paper.experiments import EXPERIMENTS, NOT_RUN
@@ -286,3 +288,12 @@ def test_training_flops_follow_the_schedules_by_hand():
     frozen = ways["annealed, lower layers freeze"]
     layer = cost[1] - cost[0]
     assert measures.training_flops(frozen, 10) == 10 * (3 * 4 * cost[4] - 2 * layer)
+    # Two steps an epoch, of which the third, of eight, is the first of all 4 layers.
+    quarter = replace(lower, depth=DepthSchedule(((0.0, 0.5), (0.25, 1.0))))
+    samples = 2 * lower.recipe.batch_size
+    steps = 2 * cost[2] + 6 * cost[4]
+    assert measures.training_flops(quarter, samples) == 3 * lower.recipe.batch_size * steps
+    # A teacher of 4 layers looks at every sample too.
+    taught = replace(lower, teacher=plain)
+    more = measures.training_flops(taught, 10) - measures.training_flops(lower, 10)
+    assert more == 10 * 4 * cost[4]

@@ -203,10 +203,13 @@ def test_winners_by_hand():
     found = winners.standings(runs, "twin")
     assert [s.way for s in found] == ["fast", "late", "once", "never"]
     assert [s.seconds for s in found] == [0.5, pytest.approx(0.8), 0.1, math.inf]
+    assert [s.seconds_spread for s in found[:2]] == pytest.approx([0, 0])
+    assert [s.whole_spread for s in found] == pytest.approx([0.5 / 2**0.5] * 4)
     assert [s.whole for s in found] == [0.75] * 4 and [s.flops for s in found] == [1.0] * 4
     assert [s.half for s in found] == pytest.approx([0.45, 0.65, 0.3, 0.3])
     assert [s.way for s in winners.unbeaten(found)] == ["fast", "late", "once"]
     text = winners.ranking(runs, "twin")
     assert "Soonest at the accuracy of twin: **fast**" in text
     assert "Best at half depth: **late**" in text and "1 of 2" in text
+    assert "| twin | 2 of 2 | 1.00 ± 0.00 | 1.00 ± 0.00 |" in text
     assert winners.ranking({"twin": runs["twin"]}, "twin") == ""

@@ -51,6 +51,23 @@ def changed(network, before) -> list[bool]:
     ]
 
 
+def test_decay_leaves_learned_scales_alone():
+    network = model(wiring="hybrid")
+    trainer = Trainer(network, Recipe(1, batch_size=16, lr=0.1, weight_decay=0.5, warmup=0), 16)
+    groups = [(g["weight_decay"], g["params"]) for g in trainer.optimizer.param_groups]
+    (decay, rest), (none, scales) = groups
+    assert (decay, none) == (0.5, 0.0) and scales == [network.blocks.scales]
+    assert len(rest) == len(list(network.parameters())) - 1
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    before = network.blocks.scales.clone(), network.stem.weight.clone()
+    trainer.optimizer.step()
+    assert torch.equal(network.blocks.scales, before[0])
+    assert not torch.equal(network.stem.weight, before[1])
+    plain = Trainer(model(), Recipe(1), 16).optimizer
+    assert len(plain.param_groups) == 1
+
+
 @pytest.mark.parametrize("wiring", ["acn", "residual"])
 def test_only_layers_that_take_part_are_trained(wiring):
     network, samples = model(wiring=wiring), data()

@@ -161,6 +161,30 @@ def test_thresholds_of_samples_that_are_never_sure():
         cutoff_depth(torch.tensor([0.5, math.nan]), 0.01)
 
 
+@pytest.mark.parametrize(
+    ("labels", "error", "message"),
+    [
+        (torch.full((900,), 10), ValueError, "labels go from 10 to 10; the model has 10 classes"),
+        (torch.full((900,), -1), ValueError, "labels go from -1 to -1"),
+        (torch.zeros(900), TypeError, "labels are torch.float32"),
+    ],
+    ids=["above", "below", "floats"],
+)
+def test_labels_that_are_no_classes(labels, error, message):
+    network, images = model(), torch.randn(900, 1, 8, 8)
+    for choose in (probe, calibrate):
+        with pytest.raises(error, match=message):
+            choose(network, [(images, labels)])
+    with pytest.raises(error, match=message):
+        exit_threshold(network.logits_by_depth(images), labels, EXITS, 0.01)
+
+
+def test_no_samples():
+    nothing = torch.empty(0, 1, 8, 8), torch.empty(0, dtype=torch.long)
+    with pytest.raises(ValueError, match="data holds no sample"):
+        probe(model(), [nothing, nothing])
+
+
 def test_probe_counts_what_is_right():
     network = model().train()
     batches = [(torch.randn(n, 1, 8, 8), torch.randint(10, (n,))) for n in (5, 3)]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch import nn
 from acn_kernels import models
 from acn_kernels.blocks import FeedForwardStack
 from acn_kernels.models import Model, create
+from acn_kernels.models.base import CONFIG_FILE, WEIGHTS_FILE
 
 SMALL = ("acn_vit_digits", "acn_mixer_digits")
 
@@ -106,6 +109,43 @@ def test_a_network_that_would_be_loaded_as_another_is_not_saved(name, tmp_path):
     with pytest.raises(ValueError, match=rf"blocks\.{name} .* loaded as"):
         model.save_pretrained(tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
+
+
+def test_another_final_norm_is_not_saved(tmp_path):
+    model = small()
+    model.blocks.norm.eps = 1e-3
+    with pytest.raises(ValueError, match=r"blocks\.norm is LayerNorm with eps 0\.001; it would be"):
+        model.save_pretrained(tmp_path / "eps")
+    model.blocks.norm = nn.RMSNorm(64)
+    with pytest.raises(ValueError, match=r"blocks\.norm is RMSNorm"):
+        model.save_pretrained(tmp_path / "rms")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("at", [WEIGHTS_FILE, CONFIG_FILE])
+def test_saving_that_is_interrupted_leaves_no_model_of_two(at, tmp_path, monkeypatch):
+    old, new, replace = small(), small(wiring="residual"), os.replace
+    old.save_pretrained(tmp_path)
+
+    def interrupted(source, target):
+        if Path(target).name == at:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        new.save_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match=CONFIG_FILE):
+        Model.from_pretrained(tmp_path)
+    monkeypatch.undo()
+    new.save_pretrained(tmp_path)
+    images = digits()
+    assert torch.equal(Model.from_pretrained(tmp_path).eval()(images), new(images))
+
+
+def test_images_of_bytes_are_refused():
+    with pytest.raises(TypeError, match=r"images is torch\.uint8; it takes floating point"):
+        small()(torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize(

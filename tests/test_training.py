@@ -19,7 +19,7 @@ from tolerances import assert_close
 from acn_kernels.alpha_schedule import AlphaSchedule
 from acn_kernels.cli import main
 from acn_kernels.models import Model, create
-from acn_kernels.training.batches import Share, ShuffledBatches
+from acn_kernels.training.batches import Share, ShuffledBatches, generator_of
 from acn_kernels.training.digits import load_digits
 from acn_kernels.training.schedules import warmup_cosine
 
@@ -218,7 +218,7 @@ def assert_same_as_loop(out: Path, loss_of) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
     losses = []
     for epoch in range(2):
-        order = torch.randperm(1000, generator=torch.Generator().manual_seed(3 + epoch))
+        order = torch.randperm(1000, generator=generator_of(3, epoch))
         for i in range(STEPS_PER_EPOCH):
             step, batch = len(losses), order[128 * i : 128 * (i + 1)]
             optimizer.param_groups[0]["lr"] = 1e-3 * (

@@ -94,6 +94,8 @@ def test_the_middle_square_is_taken(tmp_path):
         ({"train_label": np.array([0] * 4)}, "do not go together"),
         ({"train_label": np.array([7] * 5)}, "none of its 2 classes"),
         ({"train_offset": np.array([0, 1, 2, 3, 4, 5])}, "do not go together"),
+        ({"test_jpeg": np.zeros(0, np.uint8), "test_offset": np.zeros(1, int),
+          "test_label": np.zeros(0, int)}, "there are no test images"),
         ({"train_jpeg": np.zeros(50, np.uint8), "train_offset": np.arange(0, 60, 10)},
          "cannot be read"),
     ],
@@ -102,6 +104,14 @@ def test_damaged_archives(change, message, tmp_path):
     archive(tmp_path / "images.npz", **change)
     with pytest.raises(ValueError, match=message):
         load_images(tmp_path, 6, 3)
+
+
+def test_files_that_are_no_archives(tmp_path):
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    (tmp_path / "text.npz").write_text("no archive")
+    for name, message in (("one.npy", "holds one array"), ("text.npz", r"is no \.npz archive")):
+        with pytest.raises(ValueError, match=message):
+            load_images(tmp_path / name, 6, 3)
 
 
 def test_foreign_folders(tmp_path):

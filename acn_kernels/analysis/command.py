@@ -15,8 +15,10 @@ from acn_kernels.files import check_elsewhere
 from acn_kernels.inference import calibrate, truncate
 from acn_kernels.models import ImageClassifier, Model
 from acn_kernels.text_table import text_table
-from acn_kernels.training.data import load_images
+from acn_kernels.training.data import ImageData, load_images
 from acn_kernels.validation import check_device
+
+_MAX_DROP = 0.005
 
 
 def add_probe_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,9 +36,9 @@ def add_truncate_arguments(parser: argparse.ArgumentParser) -> None:
         "--depth", type=int, metavar="K", help="keep the first K layers; in the place of --data"
     )
     parser.add_argument(
-        "--max-drop", type=float, default=0.005, metavar="SHARE",
+        "--max-drop", type=float, metavar="SHARE",
         help="with --data: keep as few layers as cost at most this of accuracy, on fresh data too "
-        "(0.005)",
+        f"({_MAX_DROP})",
     )  # fmt: skip
     parser.set_defaults(run=run_truncate)
 
@@ -56,7 +58,7 @@ def _add_model_and_data(parser: argparse.ArgumentParser, required: bool) -> None
 def run_probe(arguments: argparse.Namespace) -> int:
     """Prints, by depth, how good each sub-network is and what it costs."""
     model = _model(arguments)
-    data = load_images(arguments.data, model.config.image_size, model.config.channels)
+    data = _data(arguments, model)
     size, channels = model.config.image_size, model.config.channels
     costs = analysis.costs(model, torch.zeros(1, channels, size, size, device=arguments.device))
     curves = analysis.shared_head(model, _batches(data.test, arguments))
@@ -92,12 +94,14 @@ def run_truncate(arguments: argparse.Namespace) -> int:
     """Cuts the model at a depth, or where ``calibrate`` says, and saves it."""
     if (arguments.depth is None) == (arguments.data is None):
         raise ValueError("it takes --depth, or --data to find the depth on: one of them")
+    if arguments.depth is not None and arguments.max_drop is not None:
+        raise ValueError("--max-drop goes with --data; --depth is the depth itself")
     check_elsewhere(arguments.folder, arguments.model)
     model, depth = _model(arguments), arguments.depth
     if depth is None:
-        config = model.config
-        data = load_images(arguments.data, config.image_size, config.channels)
-        found = calibrate(model, _batches(data.test, arguments), arguments.max_drop)
+        data = _data(arguments, model)
+        max_drop = _MAX_DROP if arguments.max_drop is None else arguments.max_drop
+        found = calibrate(model, _batches(data.test, arguments), max_drop)
         print(found)
         depth = found.depth
     truncate(model, depth).save_pretrained(arguments.folder)
@@ -110,6 +114,15 @@ def _model(arguments: argparse.Namespace) -> ImageClassifier:
     if not isinstance(model, ImageClassifier):
         raise ValueError(f"MODEL is of family {model.family!r}; it takes an image classifier")
     return model.to(check_device(arguments.device)).eval()
+
+
+def _data(arguments: argparse.Namespace, model: ImageClassifier) -> ImageData:
+    data = load_images(arguments.data, model.config.image_size, model.config.channels)
+    if len(data.classes) != model.config.classes:
+        raise ValueError(
+            f"--data has {len(data.classes)} classes; the model tells {model.config.classes} apart"
+        )
+    return data
 
 
 def _batches(samples, arguments: argparse.Namespace) -> Iterator[tuple[Tensor, Tensor]]:

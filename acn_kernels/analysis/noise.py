@@ -19,7 +19,7 @@ SHARES = (0.01, 0.05, 0.1)
 
 def gaussian(images: Tensor, sigma: float, generator: torch.Generator | None = None) -> Tensor:
     """images [B, C, H, W] in [0, 1] plus normal noise of deviation ``sigma``, clipped to [0, 1]."""
-    _check("sigma", sigma, torch.inf)
+    _check(images, "sigma", sigma, torch.inf)
     noise = torch.randn(images.shape, generator=generator, dtype=images.dtype)
     return (images + sigma * noise.to(images.device)).clamp(0, 1)
 
@@ -27,7 +27,7 @@ def gaussian(images: Tensor, sigma: float, generator: torch.Generator | None = N
 def salt_and_pepper(images: Tensor, p: float, generator: torch.Generator | None = None) -> Tensor:
     """images [B, C, H, W] in [0, 1], each pixel black with probability p/2 and white with p/2,
     all its channels alike."""
-    _check("p", p, 1)
+    _check(images, "p", p, 1)
     chance = torch.rand(len(images), 1, *images.shape[2:], generator=generator)
     chance = chance.to(images.device)
     noisy = torch.where(chance < p / 2, 0.0, images)
@@ -81,6 +81,13 @@ def _accuracy(model, batches, add, level, prepare, seed) -> Tensor:
     return torch.tensor(right / count, dtype=torch.float64)
 
 
-def _check(name: str, value: float, most: float) -> None:
+def _check(images: Tensor, name: str, value: float, most: float) -> None:
     if not 0 <= value <= most:
         raise ValueError(f"{name} is {value}; it takes a number from 0 to {most}")
+    if not images.is_floating_point():
+        raise TypeError(f"images are {images.dtype}; they take floating point, from 0 to 1")
+    if images.numel() and not (images.min() >= 0 and images.max() <= 1):
+        raise ValueError(
+            f"images go from {images.min():g} to {images.max():g}; they take 0 to 1, before they "
+            "are standardised"
+        )

@@ -9,6 +9,8 @@ from acn_kernels.analysis.results import Grid
 from acn_kernels.analysis.subnetworks import Batches, features_by_depth
 from acn_kernels.models import ImageClassifier
 
+_ROUNDING = 1e-14
+
 
 def cka(x: Tensor, y: Tensor) -> Tensor:
     """Linear CKA, in [0, 1], of features x [N, D] and y [N, E] of the same N samples.
@@ -23,9 +25,16 @@ def cka(x: Tensor, y: Tensor) -> Tensor:
         raise ValueError(
             f"x has shape {tuple(x.shape)} and y {tuple(y.shape)}; they take [N, D] and [N, E]"
         )
-    x, y = (features.double() - features.double().mean(0) for features in (x, y))
+    x, y = _centred(x), _centred(y)
     within = (x.T @ x).norm() * (y.T @ y).norm()
     return (x.T @ y).square().sum() / within
+
+
+def _centred(features: Tensor) -> Tensor:
+    """In fp64; exactly 0 where only the rounding of the mean is left."""
+    wide = features.double()
+    centred = wide - wide.mean(0)
+    return torch.where(centred.abs() <= _ROUNDING * wide.abs(), 0.0, centred)
 
 
 def cka_by_depth(model: ImageClassifier, data: Batches) -> Grid:

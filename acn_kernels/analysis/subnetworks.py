@@ -76,7 +76,8 @@ def effective_depth(accuracy: Tensor) -> Tensor:
 
     ``sum_k k c_k / sum_k c_k`` over the contributions c_k, which is the area between the full
     network's accuracy and the curve over its gain: 1 where the first layer brings everything, L
-    where the last one does. NaN where depth gains nothing.
+    where the last one does. Outside of [1, L] where accuracy falls on the way, far outside where
+    depth gains next to nothing; NaN where it gains nothing.
     """
     gained = contributions(accuracy.double())
     layers = torch.arange(1, gained.shape[-1] + 1, dtype=torch.float64, device=gained.device)

@@ -64,7 +64,9 @@ def _measure(
     threshold = exit_threshold(logits, labels, exits, max_drop)
     early = EarlyExit(model, exits, threshold)
     left = early(test.images)
-    ways = {"full": model, "truncated": model.truncate(cutoff), "early exit": early}
+    # All three run as early exit does, in the engine or outside: only the layers differ.
+    whole, short = (EarlyExit(m, [], 0.0) for m in (model, model.truncate(cutoff)))
+    ways = {"full": whole, "truncated": short, "early exit": early}
     return Outcome(
         model=model,
         accuracy=accuracy_by_depth(*probe_logits(model, [test])).cpu(),

@@ -45,8 +45,8 @@ def run_demo(
     out, started, runs = Path(out), time.perf_counter(), []
     for seed in range(seeds):
         runs.append(run_seed(seed, epochs, max_drop, device, progress=not as_json))
-    best = runs[0]["acn"]
-    short = best.model.truncate(best.cutoff)
+    acn = runs[0]["acn"]
+    short = acn.model.truncate(acn.cutoff)
     images = load_digits(0).test.images.to(device)
     exact = reloads_exactly(short, out / "model", images)
     accuracy_by_depth(_curves(runs), out / "accuracy.png", {n: runs[0][n].cutoff for n in NETWORKS})
@@ -60,7 +60,7 @@ def run_demo(
         "seconds": time.perf_counter() - started,
         "reloaded_exactly": exact,
         "parameters": {
-            "full": _parameters(best.model),
+            "full": _parameters(acn.model),
             "truncated": _parameters(short),
         },
         "seeds": as_data(runs),
@@ -72,8 +72,8 @@ def run_demo(
     else:
         print(as_text(runs, max_drop))
         print(
-            f"\nThe ACN cut to {best.cutoff} layers, {_parameters(short):,} of "
-            f"{_parameters(best.model):,} parameters, is in {out / 'model'}; reloaded, its logits "
+            f"\nThe ACN cut to {acn.cutoff} layers, {_parameters(short):,} of "
+            f"{_parameters(acn.model):,} parameters, is in {out / 'model'}; reloaded, its logits "
             f"are {'the same bit for bit' if exact else 'DIFFERENT'}. "
             f"Picture: {out / 'accuracy.png'}. {data['seconds']:.0f} s in all."
         )

@@ -25,7 +25,8 @@ class Calibration:
     ``exits``; ``acn.EarlyExit(model, c.exits, c.threshold)``. mean_depth: layers that samples then
     go through on average. seconds: for one sample in a batch of ``batch``, of the "full", the
     "truncated" and the "early exit" network: the first two measured here, the last one expected
-    from the measured times of the segments between exits and from who leaves at each.
+    from the measured times of the segments between exits and from who leaves at each. Where few
+    samples are left in a batch each costs more, so that early exit itself takes somewhat longer.
     """
 
     max_drop: float

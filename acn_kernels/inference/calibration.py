@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from acn_kernels.inference.early_exit import entropy, first_exit
+from acn_kernels.validation import check_labels
 
 
 def cutoff_depth(accuracy: Tensor, max_drop: float) -> int:
@@ -37,8 +38,12 @@ def exit_threshold(logits: Tensor, labels: Tensor, exits: Sequence[int], max_dro
 
     Returns:
         0.0 (nobody leaves early) where no threshold is good enough.
+
+    Raises:
+        TypeError, ValueError: a label is none of the classes, or ``max_drop`` out of range.
     """
     check_drop(max_drop)
+    check_labels(labels, logits.shape[-1])
     full = (logits[-1].argmax(-1) == labels).double().mean()
     certainty = entropy(logits)
     candidates = certainty[list(exits)].flatten().unique()

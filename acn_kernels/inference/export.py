@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from acn_kernels.files import written_whole
 from acn_kernels.inference.engine_model import obstacle_to_engine_of
 from acn_kernels.inference.engine_text import is_bert, text_config
 from acn_kernels.inference.programs import (
@@ -22,7 +19,7 @@ from acn_kernels.inference.programs import (
     remove_programs,
 )
 from acn_kernels.models import Model
-from acn_kernels.models.base import CONFIG_FILE, WEIGHTS_FILE
+from acn_kernels.models.base import write_model
 from acn_kernels.validation import check_depth
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -73,6 +70,8 @@ def export(
             f"the engine does not run this model: {obstacle}; with aot_exits it is compiled"
         )
     stops = _stops(aot_exits, layers)
+    if not obstacle and example is not None:
+        raise ValueError("example is given; this model's blocks are the engine's own, without one")
     if obstacle:
         return compile_parts(model, folder, stops, example)
     remove_programs(folder)
@@ -96,8 +95,5 @@ def _export_bert(model, folder, depth, dtype, aot_exits) -> None:
         raise ValueError(f"the engine does not run this model: {obstacle}")
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     remove_programs(folder)
-    with written_whole(folder / WEIGHTS_FILE) as path:
-        save_file(weights, path)
-    with written_whole(folder / CONFIG_FILE) as path:
-        path.write_text(json.dumps(text_config(model), indent=2) + "\n")
+    write_model(folder, weights, text_config(model))
     compile_text_segments(model, folder, stops)

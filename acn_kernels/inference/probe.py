@@ -9,6 +9,7 @@ from torch import Tensor
 
 from acn_kernels.models import ImageClassifier
 from acn_kernels.modes import in_eval_mode
+from acn_kernels.validation import check_labels
 
 
 @torch.no_grad()
@@ -21,10 +22,13 @@ def probe_logits(
 
     Raises:
         TypeError: the model is no image classifier of :mod:`acn_kernels.models`.
-        ValueError: ``data`` holds no batch, or one with more or fewer labels than inputs.
+        TypeError, ValueError: ``data`` holds no sample, a batch with more or fewer labels than
+            inputs, or a label that is none of the model's classes.
     """
     check_probed(model)
-    return collected_by_depth(model, data, model.logits_by_depth)
+    logits, labels = collected_by_depth(model, data, model.logits_by_depth)
+    check_labels(labels, logits.shape[-1])
+    return logits, labels
 
 
 def check_probed(model: ImageClassifier) -> None:

@@ -66,6 +66,20 @@ def wire(
     return family(blocks, norm, alpha=alpha, **options)
 
 
+def write_model(folder: str | os.PathLike, weights: dict[str, Tensor], config: dict) -> None:
+    """Weights and configuration into ``folder``, each whole or not.
+
+    A model that was there before loses its configuration first: interrupted, the folder is refused
+    when it is loaded, and never holds the weights of one model with the wiring of another.
+    """
+    folder = Path(folder)
+    with written_whole(folder / WEIGHTS_FILE) as path:
+        save_file(weights, path)
+        (folder / CONFIG_FILE).unlink(missing_ok=True)
+    with written_whole(folder / CONFIG_FILE) as path:
+        path.write_text(json.dumps(config, indent=2) + "\n")
+
+
 def check_loaded_alike(blocks: FusedACNStack, loaded: FusedACNStack) -> None:
     """Raises ValueError where ``loaded``, of the configuration that would be saved, has another
     option than ``blocks``: weights alone would not make it the same network."""
@@ -73,9 +87,16 @@ def check_loaded_alike(blocks: FusedACNStack, loaded: FusedACNStack) -> None:
         given, expected = getattr(blocks, name), getattr(loaded, name)
         if given is not expected and given != expected:
             raise ValueError(f"blocks.{name} is {given!r}; it would be loaded as {expected!r}")
+    norm, expected = _named(blocks.norm), _named(loaded.norm)
+    if norm != expected:
+        raise ValueError(f"blocks.norm is {norm}; it would be loaded as {expected}")
     kind, expected = _kind_of(blocks.scales), _kind_of(loaded.scales)
     if kind != expected:
         raise ValueError(f"blocks.scales are {kind}; they would be loaded as {expected}")
+
+
+def _named(norm: nn.Module | None) -> str:
+    return "None" if norm is None else f"{type(norm).__name__} with eps {norm.eps}"
 
 
 def _kind_of(scales: Tensor | None) -> str:
@@ -133,17 +154,13 @@ class Model(nn.Module):
             raise ValueError("the model's final norm was pruned: it could not be loaded again")
         with torch.device("meta"):
             check_loaded_alike(self.blocks, Model.families[self.family](self.config).blocks)
-        folder = Path(folder)
         config = {"family": self.family, **dataclasses.asdict(self.config)}
         if self.blocks.alpha != _alpha_of(self.config.wiring):
             config["alpha"] = self.blocks.alpha
         weights = gathered(self.state_dict())
         if weights is None:
             return
-        with written_whole(folder / WEIGHTS_FILE) as path:
-            save_file(weights, path)
-        with written_whole(folder / CONFIG_FILE) as path:
-            path.write_text(json.dumps(config, indent=2) + "\n")
+        write_model(folder, weights, config)
 
     @staticmethod
     def from_pretrained(folder: str | os.PathLike) -> Model:
@@ -244,6 +261,8 @@ class ImageClassifier(TimmSurface, Model):
     def embed(self, images: Tensor) -> Tensor:
         """x_0 [B, T, D] of images [B, channels, size, size]."""
         size = self.config.image_size
+        if not images.is_floating_point():
+            raise TypeError(f"images is {images.dtype}; it takes floating point, as in training")
         if images.shape[1:] != (self.config.channels, size, size):
             raise ValueError(
                 f"images has shape {tuple(images.shape)}; "

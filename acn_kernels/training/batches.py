@@ -12,6 +12,13 @@ from torch.utils.data import DataLoader
 
 from acn_kernels.training.data import Files, Samples
 
+_MOST_EPOCHS = 100_003
+
+
+def generator_of(seed: int, epoch: int) -> torch.Generator:
+    """What the order of an epoch's samples is drawn with; other seeds share none of theirs."""
+    return torch.Generator().manual_seed(seed * _MOST_EPOCHS + epoch)
+
 
 class Share(NamedTuple):
     """What one of several processes takes of every batch."""
@@ -30,8 +37,7 @@ class ShuffledBatches:
     def __init__(
         self, samples: int, batch_size: int, seed: int, epoch: int, start: int, share: Share
     ) -> None:
-        generator = torch.Generator().manual_seed(seed + epoch)
-        order = torch.randperm(samples, generator=generator)
+        order = torch.randperm(samples, generator=generator_of(seed, epoch))
         whole = order[: samples - samples % batch_size].view(-1, batch_size)
         self.batches = whole[start:, share.rank :: share.processes]
 

@@ -129,7 +129,7 @@ class _Standardised(Pixels):
 
 def _archive(path: Path, size: int, channels: int) -> ImageData:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with _opened(path) as arrays:
             parts = [_unpacked(arrays, name, size, channels) for name in ("train", "test")]
             classes = [str(name) for name in arrays["classes"]]
     except (KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
@@ -140,11 +140,23 @@ def _archive(path: Path, size: int, channels: int) -> ImageData:
     return ImageData(*parts, classes)
 
 
+def _opened(path: Path) -> np.lib.npyio.NpzFile:
+    try:
+        arrays = np.load(path, allow_pickle=False)
+    except ValueError as error:  # numpy takes what it does not know for a pickle
+        raise ValueError(f"{path} is no .npz archive") from error
+    if not isinstance(arrays, np.lib.npyio.NpzFile):
+        raise ValueError(f"{path} holds one array; it takes a .npz archive")
+    return arrays
+
+
 def _unpacked(arrays, part: str, size: int, channels: int) -> Pixels:
     stream, labels = arrays[f"{part}_jpeg"].tobytes(), arrays[f"{part}_label"]
     offset = arrays[f"{part}_offset"].tolist()
     if len(offset) != len(labels) + 1 or offset[-1] != len(stream):
         raise ValueError(f"the {part} images, their offsets and labels do not go together")
+    if not len(labels):
+        raise ValueError(f"there are no {part} images")
     images = torch.empty(len(labels), channels, size, size, dtype=torch.uint8)
     for i in range(len(labels)):
         images[i] = _decoded(io.BytesIO(stream[offset[i] : offset[i + 1]]), size, channels)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 
 class Split(NamedTuple):
-    """images [N, 1, 8, 8] fp32, standardised; labels [N] int64."""
+    """images [N, C, H, W], or texts [N, T]; labels [N] int64. The digits are [N, 1, 8, 8] fp32,
+    standardised."""
 
     images: Tensor
     labels: Tensor

@@ -23,6 +23,7 @@ from acn_kernels.training.checkpoint import (
 )
 from acn_kernels.training.data import ImageData, load_images
 from acn_kernels.training.losses import Loss, SharedHeadLoss, Step, final_loss, rising_weights
+from acn_kernels.training.parameter_groups import decayed_apart
 from acn_kernels.training.scheduled import ScheduledModel
 from acn_kernels.training.schedules import GROWING, warmup_cosine
 
@@ -186,9 +187,8 @@ class _Run:
         self.model = model.to(accelerator.device)
         self.scheduled = ScheduledModel(self.model, recipe.alpha, GROWING if recipe.grow else None)
         self.network = None  # that of the layers which take part; none before the first step
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), recipe.lr, weight_decay=recipe.weight_decay, fused=True
-        )
+        groups = decayed_apart(self.model, recipe.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, recipe.lr, fused=True)
         self.step, self.rows = 0, []
         self.loss = torch.zeros((), dtype=torch.float64, device=accelerator.device)
         self.settings = recipe.settings() | {"training images": len(data.train)}

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from acn_kernels.alpha_schedule import AlphaSchedule
 from acn_kernels.models import ImageClassifier
 from acn_kernels.repeated import Repeated
+from acn_kernels.training.batches import generator_of
 from acn_kernels.training.checkpoint import random_states, set_random_states
 from acn_kernels.training.digits import Split
 from acn_kernels.training.losses import Loss, Step, final_loss
+from acn_kernels.training.parameter_groups import decayed_apart
 from acn_kernels.training.scheduled import ScheduledModel
 from acn_kernels.training.schedules import (
     BottomUpAlpha,
@@ -84,15 +86,16 @@ class Trainer:
         self.steps_per_epoch = recipe.steps_per_epoch(samples)
         self.step = Step(0, recipe.epochs * self.steps_per_epoch)
         parameters = list(model.parameters())
+        of_loss = []
         if isinstance(loss, nn.Module):
-            parameters += loss.to(parameters[0].device).parameters()
+            of_loss = list(loss.to(parameters[0].device).parameters())
+            parameters += of_loss
         self._parameters = parameters
         self._repeated = Repeated(self._update, parameters) if replay else None
         # A recorded step reads its learning rate from a tensor.
         self._rate = torch.tensor(recipe.lr, device=parameters[0].device) if replay else recipe.lr
-        self.optimizer = torch.optim.AdamW(
-            parameters, self._rate, weight_decay=recipe.weight_decay, fused=True, capturable=replay
-        )
+        groups = decayed_apart(model, recipe.weight_decay, of_loss)
+        self.optimizer = torch.optim.AdamW(groups, self._rate, fused=True, capturable=replay)
 
     @property
     def epoch(self) -> int:
@@ -167,7 +170,7 @@ class Trainer:
     def _batches(self, data: Split) -> list[Tensor]:
         """The samples of each batch of an epoch, by number."""
         size, device = self.recipe.batch_size, data.labels.device
-        generator = torch.Generator().manual_seed(self.recipe.seed * 100_003 + self.epoch)
+        generator = generator_of(self.recipe.seed, self.epoch)
         order = torch.randperm(len(data.labels), generator=generator).to(device)
         if self.length is None:
             return list(order.split(size))

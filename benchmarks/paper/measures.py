@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
 import torch.nn.functional as F
 
@@ -86,21 +88,31 @@ def to_reach(trained: Trained, accuracy: float) -> Metrics:
 
 
 def training_flops(training: Training, samples: int) -> float:
-    """Of all forward and backward passes, step schedules followed; a backward pass counts two
-    forward passes, less what is frozen."""
+    """Of all forward and backward passes, schedules followed from step to step; a backward pass
+    counts two forward passes, less what is frozen. A teacher's forward passes count too."""
     model = build(training, classes=10, weights=False)
-    layers, epochs = len(model.blocks), training.recipe.epochs
-    shares = [epoch / epochs for epoch in range(epochs)]
+    layers, recipe = len(model.blocks), training.recipe
+    steps = recipe.epochs * recipe.steps_per_epoch(samples)
+    shares = [step / steps for step in range(steps)]
     depths = [training.depth.at(p, layers) if training.depth else layers for p in shares]
     frozen = [training.freeze.at(p, layers) if training.freeze else 0 for p in shares]
-    wanted = sorted({*depths, *({0, *frozen} if training.freeze else ())})
-    cost = analysis.costs(model, one_input(training, model), wanted)
-    forward = dict(zip(wanted, cost.flops.tolist(), strict=True))
-    passes = (
-        3 * forward[d] - (2 * (forward[f] - forward[0]) if f else 0)
-        for d, f in zip(depths, frozen, strict=True)
+    wanted = sorted({layers, *depths, *({0, *frozen} if training.freeze else ())})
+    forward = _forward_flops(training, wanted)
+    passes = sum(
+        count * (3 * forward[d] - (2 * (forward[f] - forward[0]) if f else 0))
+        for (d, f), count in Counter(zip(depths, frozen, strict=True)).items()
     )
-    return float(sum(passes) * samples)
+    if training.teacher is not None:
+        taught = len(build(training.teacher, classes=10, weights=False).blocks)
+        passes += steps * _forward_flops(training.teacher, [taught])[taught]
+    return passes / max(steps, 1) * recipe.epochs * samples
+
+
+def _forward_flops(training: Training, depths: list[int]) -> dict[int, int]:
+    """Of one sample, by depth."""
+    model = build(training, classes=10, weights=False)
+    cost = analysis.costs(model, one_input(training, model), depths)
+    return dict(zip(depths, cost.flops.tolist(), strict=True))
 
 
 @torch.no_grad()

@@ -170,6 +170,8 @@ def _conditions(results: dict[str, dict[str, Any]]) -> str:
     for key in ("processor", "threads", "torch", "commit"):
         values = dict.fromkeys(str(r["environment"].get(key)) for r in results.values())
         facts.append(f"- {key}: {', '.join(values)}")
+    jobs = dict.fromkeys(str(r["jobs"]) for r in results.values())
+    facts.insert(2, f"- networks trained at once, each with so many threads: {', '.join(jobs)}")
     devices = dict.fromkeys(r["device"] for r in results.values())
     if any(device.startswith("cuda") for device in devices):
         facts.append("- matrix products: TF32")

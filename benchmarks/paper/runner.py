@@ -111,8 +111,13 @@ def _ends(todo: list[Unit], settings: Settings):
         yield from pool.imap_unordered(_run_unit, work)
 
 
+def _threads(jobs: int) -> int:
+    """Of each of so many processes side by side."""
+    return max(1, torch.get_num_threads() // jobs)
+
+
 def _set_up(device: str, jobs: int) -> None:
-    torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
+    torch.set_num_threads(_threads(jobs))
     if torch.device(device).type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32
 
@@ -171,7 +176,7 @@ def _assemble(name: str, settings: Settings) -> None:
         "trainings": {part["network"]: part["training"] for part in parts},
         "seconds": sum(part["seconds"] for part in parts),
         "runs": records.joined(parts),
-        "environment": environment(),
+        "environment": {**environment(), "threads": _threads(settings.jobs)},
     })  # fmt: skip
 
 

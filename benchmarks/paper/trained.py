@@ -24,7 +24,6 @@ from acn_kernels.training.losses import (
     DistillationLoss,
     LayerSkipLoss,
     SharedHeadLoss,
-    deep_supervision,
     final_loss,
     rising_weights,
 )
@@ -44,11 +43,10 @@ LOSSES = {
     "shared head": lambda c: SharedHeadLoss(rising_weights(c.depth)),
     "branches": lambda c: BranchLoss(c.width, c.classes, branch_depths(c.depth), BRANCH_WEIGHTS),
     "layerskip": lambda c: LayerSkipLoss(p_max=0.1, e_scale=0.2),
-    "deep supervision": lambda c: deep_supervision(c.width, c.classes, c.depth),
 }
 
 # Those that do the same at every step, and so may be replayed on a GPU.
-REPEATING = ("final", "shared head", "branches", "deep supervision")
+REPEATING = ("final", "shared head", "branches")
 
 FIRST_WEIGHTS = {
     "default": lambda model: None,

@@ -100,10 +100,19 @@ def early_exit(
         cut = f"truncated to {cut_to}"
         ways.add_ours(cut, inference(model.truncate(cut_to), images), like=None, same_work=False)
         ways.add_ours(EXITING, lambda: early(images).logits, same_work=False)
+        # The layers alone, run as early exit runs them: where it replays graphs, replayed too.
+        whole, short = (acn.EarlyExit(m, [], 0.0) for m in (model, model.truncate(cut_to)))
+        ways.add_ours(f"{EXITING} without exits", lambda: whole(images).logits, like=FULL)
+        ways.add_ours(
+            f"{EXITING} of {cut_to} layers", lambda: short(images).logits, like=None,
+            same_work=False,
+        )  # fmt: skip
         aims = targets if setting.on_gpu else {}
         ways.compare(f"{EXITING} against {MASKED}", EXITING, MASKED)
         ways.compare(f"{EXITING} against {FULL}", EXITING, FULL, aims.get("full_depth"))
         ways.compare(f"{EXITING} against the stack cut to {cut_to}", EXITING, cut)
+        for alike in (f"{EXITING} without exits", f"{EXITING} of {cut_to} layers"):
+            ways.compare(f"{EXITING} against {alike}", EXITING, alike)
         share = facts["mean_depth"] / layers
         ways.compare(
             f"{EXITING} against the ideal, {share:.3f} of {FULL}", EXITING, FULL,

@@ -130,6 +130,7 @@ def measure(
         "dtype": str(setting.dtype),
         "tiny": setting.tiny,
         "quick": plan.quick,
+        "ours_only": plan.ours_only,
         "brief": plan.brief,
         "single_kernel": case.single_kernel,
         "peer": next(iter(entries), None),
@@ -261,18 +262,20 @@ def _aimed_at(ways: Ways) -> set[str]:
 
 
 def _finished(file: Path, machine: dict, setting: Setting, plan: Plan) -> bool:
-    """Whether an earlier run measured all of the case, on the same code and device; a brief one
-    did so for another brief one alone."""
+    """Whether an earlier run measured all of the case, without a failure, on the same code and
+    device; a quick or brief one, or one without peers, did so for another of its kind alone."""
     try:
         result = json.loads(file.read_text())
     except (OSError, ValueError):
         return False
-    same = ("sources", "torch", "gpus", "processor")
+    same = ("sources", "torch", "gpus", "processor", "threads")
+    lacking = {"quick": plan.quick, "brief": plan.brief, "ours_only": plan.ours_only}
     return (
         all(result["environment"].get(key) == machine[key] for key in same)
         and (result["device"], result["tiny"]) == (setting.device, setting.tiny)
         and _OUT_OF_TIME not in result["missing"].values()
-        and (plan.brief or not result.get("brief"))
+        and not result["failed"]
+        and all(wanted or not result.get(kind) for kind, wanted in lacking.items())
     )
 
 
