@@ -1,4 +1,4 @@
-// Tensors in, tensors out: the one file of the extension that knows torch and Python.
+// Tensors in, tensors out: the operators of the CPU kernels, which know neither torch nor Python.
 //
 // Shapes and dtypes were checked by acn_kernels.functional; here only what would make a kernel
 // read or write out of bounds is checked again.

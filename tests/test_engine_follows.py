@@ -61,6 +61,22 @@ def test_changes_of_the_model_are_seen():
     check(on_the_engine=False)
 
 
+@pytest.mark.parametrize("kind", ["mixer", "vit"])
+def test_a_stem_that_is_channels_last_is_followed(kind):
+    network = create(f"acn_{kind}_digits", depth=2, channels=3).eval()
+    torch.nn.init.normal_(network.head.weight)
+    network = network.to(memory_format=torch.channels_last)
+    early, images = EarlyExit(network, [1], 1.2), torch.randn(5, 3, 8, 8)
+    early(images)
+    assert early._live is not None and not network.stem.weight.is_contiguous()
+    with torch.no_grad():
+        network.stem.weight.mul_(-3)
+        truth = network(images, depth=1), network(images)
+    found = early(images)
+    for i, depth in enumerate(found.depth.tolist()):
+        torch.testing.assert_close(found.logits[i], truth[depth - 1][i], rtol=1e-4, atol=1e-4)
+
+
 def test_hooks_on_all_modules_see_every_call():
     network, calls = network_of("mixer"), []
     early, images = EarlyExit(network, EXITS, 1.2), images_for(network, 4)

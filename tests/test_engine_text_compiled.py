@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 from pathlib import Path
@@ -84,6 +85,14 @@ def without_python(folder, batch, threshold, by_depth, depths) -> None:
     torch.testing.assert_close(written["logits"], expected, rtol=1e-4, atol=1e-4)
 
 
+@contextlib.contextmanager
+def replaced(file: Path, content: bytes):
+    before = file.read_bytes()
+    file.write_bytes(content)
+    yield
+    file.write_bytes(before)
+
+
 def refused(folder) -> None:
     """Programs cut short, or of other layers than their name says."""
     first, last = folder / "segment-0-1.pt2", folder / "segment-3-4.pt2"
@@ -97,6 +106,11 @@ def refused(folder) -> None:
     with pytest.raises(ValueError, match=expected):
         Engine.from_folder(folder, compiled=True)
     first.write_bytes(whole)
+    weights = folder / "model.safetensors"
+    others = bytearray(weights.read_bytes())
+    others[-1] ^= 1
+    with replaced(weights, others), pytest.raises(ValueError, match=r"of model [0-9a-f]{8}; here"):
+        Engine.from_folder(folder, compiled=True)
     last.rename(folder / "segment-3-5.pt2")
     with pytest.raises(ValueError, match="layers that a model of 4 lacks"):
         Engine.from_folder(folder, compiled=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -77,13 +78,14 @@ class _Head(nn.Module):
 def compile_segments(model: ImageClassifier, folder: Path, stops: Sequence[int]) -> None:
     """Writes ``segment-BEGIN-END.pt2`` for the layers between each two of ``stops``, the first of
     which is 0."""
-    _compile_segments(model, model.embed(example_of(model)).contiguous(), folder, stops)
+    x = model.embed(example_of(model)).contiguous()
+    _compile_segments(model, x, folder, stops, _model_in(folder))
 
 
 @torch.no_grad()
 def compile_text_segments(model: nn.Module, folder: Path, stops: Sequence[int]) -> None:
     """The same of an ACN BERT; for texts of any length that it has positions for."""
-    longest = model.config.max_position_embeddings
+    longest, of = model.config.max_position_embeddings, _model_in(folder)
     length = min(2, longest)  # as for batches, one would be taken for a constant
     tokens = torch.export.Dim("tokens", min=1, max=longest) if longest > 1 else None
     x = next(model.parameters()).new_zeros(2, length, model.config.hidden_size)
@@ -91,7 +93,7 @@ def compile_text_segments(model: nn.Module, folder: Path, stops: Sequence[int]) 
     others = [{}, {}] if tokens is None else [{1: tokens}, {3: tokens}]
     for begin, end in itertools.pairwise(stops):
         segment = _TextSegment(model.blocks, begin, end)
-        label = _label(longest, x, begin, end)
+        label = _label(longest, x, begin, end) + of
         _compile(segment, state, _segment_path(folder, begin, end), label, others)
         x, *y = segment(*state)
         state, others = (x, state[1], *y), [*others[:2], *({} for _ in y)]
@@ -170,15 +172,24 @@ def _checked(model: nn.Module, example: Tensor | None) -> Tensor:
     return torch.cat([example, example])[:2].contiguous()
 
 
-def _compile_segments(model, x, folder, stops) -> tuple[Tensor, ...]:
-    """The state behind the last of them."""
+def _compile_segments(model, x, folder, stops, of: str = "") -> tuple[Tensor, ...]:
+    """The state behind the last of them. of: the model in the folder; none is there where programs
+    hold everything."""
     state = (x,)
     for begin, end in itertools.pairwise(stops):
         segment = _Segment(model.blocks, begin, end)
-        label = _label(x.shape[1:-1].numel(), x, begin, end)
+        label = _label(x.shape[1:-1].numel(), x, begin, end) + of
         _compile(segment, state, _segment_path(folder, begin, end), label)
         state = segment(*state)
     return state
+
+
+def _model_in(folder: Path) -> str:
+    """What tells the engine that segments and weights were written together: a checksum."""
+    sum_ = 0
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        sum_ = zlib.crc32((folder / name).read_bytes(), sum_)
+    return f" of model {sum_:08x}"
 
 
 def _segment_path(folder: Path, begin: int, end: int) -> Path:

@@ -1,12 +1,15 @@
 #include "aoti_segment.h"
 
+#include <array>
 #include <charconv>
 #include <filesystem>
 #include <optional>
+#include <string_view>
 #include <vector>
 
 #include "acn/runtime/errors.h"
 #include "acn/runtime/weights.h"
+#include "checksum.h"
 
 namespace acn {
 namespace {
@@ -26,6 +29,17 @@ std::optional<std::pair<int64_t, int64_t>> layers_of(const std::string& name) {
   return std::pair(first, last);
 }
 
+// Weights, alpha and all else that a segment was compiled with, as a checksum of their files.
+std::string model_in(const std::string& folder) {
+  uint32_t sum = 0;
+  for (const char* name : {"/config.json", "/model.safetensors"}) {
+    sum = checksum(folder + name, sum);
+  }
+  std::array<char, 8> digits{};
+  for (size_t i = 0; i < digits.size(); ++i) digits[i] = "0123456789abcdef"[sum >> (28 - 4 * i) & 15];
+  return text(" of model ", std::string_view(digits.data(), digits.size()));
+}
+
 std::string segment_path(const std::string& folder, int64_t begin, int64_t end) {
   return text(folder, "/", kPrefix, begin, "-", end, kSuffix);
 }
@@ -33,11 +47,11 @@ std::string segment_path(const std::string& folder, int64_t begin, int64_t end) 
 }  // namespace
 
 AotiSegment::AotiSegment(const std::string& folder, const Config& config, at::ScalarType dtype,
-                         int64_t begin, int64_t end)
+                         const std::string& model, int64_t begin, int64_t end)
     : program_(segment_path(folder, begin, end)) {
   // As acn_kernels.inference.programs writes it.
   const std::string expected = text("layers ", begin, " to ", end, " of ", config.tokens(),
-                                    " tokens of ", config.width, " ", name_of(dtype));
+                                    " tokens of ", config.width, " ", name_of(dtype), model);
   const std::string label = program_.label();
   if (label == expected) return;
   throw FormatError(text(program_.path(), " is for ", label.empty() ? "another use" : label,
@@ -57,6 +71,7 @@ State AotiSegment::run(State state, bool) const {
 
 Packages load_packages(const std::string& folder, const Config& config, at::ScalarType dtype) {
   Packages packages;
+  std::string model;  // asked for where there is a segment: it takes a look at every weight
   for (const auto& file : std::filesystem::directory_iterator(folder)) {
     const auto layers = layers_of(file.path().filename().string());
     if (!layers) continue;
@@ -65,7 +80,8 @@ Packages load_packages(const std::string& folder, const Config& config, at::Scal
       throw FormatError(text(file.path().string(), " is for layers that a model of ", config.depth,
                              " lacks"));
     }
-    packages[*layers] = std::make_shared<AotiSegment>(folder, config, dtype, begin, end);
+    if (model.empty()) model = model_in(folder);
+    packages[*layers] = std::make_shared<AotiSegment>(folder, config, dtype, model, begin, end);
   }
   return packages;
 }

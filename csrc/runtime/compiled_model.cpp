@@ -52,7 +52,7 @@ class CompiledModel final : public Model {
         head_(folder + "/head.pt2") {
     int64_t begin = 0;
     for (const int64_t end : config.stops) {
-      links_.push_back(std::make_shared<AotiSegment>(folder, config, dtype_, begin, end));
+      links_.push_back(std::make_shared<AotiSegment>(folder, config, dtype_, "", begin, end));
       begin = end;
     }
   }

@@ -13,9 +13,10 @@ namespace {
 
 // No dimension of a model comes near these, and products of a few stay far from overflow.
 constexpr int64_t kLargest = 1 << 24;
-constexpr int64_t kDeepest = 4096;
+constexpr int64_t kDeepest = 1024;
 constexpr int64_t kLargestImage = 1 << 15;
 constexpr int64_t kLargestState = int64_t{1} << 40;
+constexpr int64_t kMostPositions = 1 << 26;  // numbers, which are computed: no file bounds them
 
 // Takes fields out of the object one by one; what was never asked for is foreign.
 class Fields {
@@ -164,6 +165,11 @@ void parse_image_model(Fields& fields, Config& config) {
   if (config.family == Family::vit) {
     if (config.width % 4 != 0) {
       throw FormatError(text("width is ", config.width, "; positions take a multiple of 4"));
+    }
+    const int64_t side = config.image_size / config.patch_size;
+    if (side * side > kMostPositions / config.width) {
+      throw FormatError(text(side * side, " patches of width ", config.width, " are too many; ",
+                             "their positions take at most ", kMostPositions, " numbers"));
     }
     config.class_token = fields.word("pool", {"mean", "first"}) == "first";
   } else {

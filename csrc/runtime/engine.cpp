@@ -45,7 +45,8 @@ std::vector<int64_t> stops_of(const RunOptions& options, int64_t layers) {
   for (const int64_t exit : stops) {
     if (exit < 1 || exit >= last) {
       throw std::invalid_argument(
-          text("exits holds ", exit, "; it takes depths from 1 to ", last - 1));
+          last < 2 ? text("exits holds ", exit, "; a depth of ", last, " takes none")
+                   : text("exits holds ", exit, "; it takes depths from 1 to ", last - 1));
     }
   }
   stops.push_back(last);

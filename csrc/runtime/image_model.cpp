@@ -2,6 +2,7 @@
 
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/linear.h>
 
 #include <algorithm>
 #include <cmath>
@@ -87,7 +88,8 @@ std::unique_ptr<const Model> image_model(const Config& config, const Tensors& we
 
 Stem::Stem(const Config& config, const Tensors& weights)
     : patch_(config.patch_size),
-      projection_{weights.at("stem.weight").flatten(1), weights.at("stem.bias")} {
+      weight_(weights.at("stem.weight")),
+      projection_{weight_.flatten(1), weights.at("stem.bias")} {
   if (config.family == Family::vit) {
     positions_ = sincos_2d(config.image_size / patch_, config.width)
                      .to(projection_.weight.options());
@@ -102,7 +104,9 @@ Tensor Stem::operator()(const Tensor& images) const {
   const Tensor patches = images.view({samples, channels, side, patch_, side, patch_})
                              .permute({0, 2, 4, 1, 3, 5})
                              .reshape({samples, side * side, channels * patch_ * patch_});
-  Tensor x = projection_(patches);
+  Tensor x = weight_.is_contiguous()
+                 ? projection_(patches)
+                 : at::linear(patches, weight_.flatten(1), projection_.bias);
   if (positions_.defined()) x.add_(positions_);
   if (!class_token_.defined()) return x;
   return at::cat({class_token_.expand({samples, 1, -1}), x}, 1);

@@ -15,7 +15,9 @@ class Stem {
 
  private:
   int64_t patch_;
-  Linear projection_;
+  at::Tensor weight_;  // [D, channels, patch, patch]
+  Linear projection_;  // reads weight_ where that is contiguous; else (channels_last) a copy of it,
+                       // which later changes do not reach
   at::Tensor positions_;    // [patches, D]; undefined: none
   at::Tensor class_token_;  // [D]; undefined: none
 };

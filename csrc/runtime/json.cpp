@@ -1,7 +1,8 @@
 #include "acn/runtime/json.h"
 
 #include <charconv>
-#include <cstdlib>
+#include <locale>
+#include <sstream>
 
 #include "acn/runtime/errors.h"
 
@@ -9,6 +10,17 @@ namespace acn {
 namespace {
 
 constexpr int kDeepest = 16;
+// A value takes many times the memory of a short word: [0,0,0] is no list that a file of ours has.
+constexpr size_t kValues = 1024, kBytesOfValue = 4;
+
+// With a point, whatever the process's locale has in its place.
+double fraction(const std::string& word) {
+  std::istringstream stream(word);
+  stream.imbue(std::locale::classic());
+  double result = 0;
+  stream >> result;
+  return result;
+}
 
 class Parser {
  public:
@@ -50,6 +62,7 @@ class Parser {
 
   Json value(int depth) {
     if (depth > kDeepest) fail("nested too deeply");
+    if (++values_ > kValues + source_.size() / kBytesOfValue) fail("there are too many values");
     skip_space();
     switch (peek()) {
       case '{': return object(depth);
@@ -115,7 +128,7 @@ class Parser {
       if (!digits()) fail("digits are missing");
     }
     const std::string word(source_.substr(start, at_ - start));
-    if (!whole) return Json(std::strtod(word.c_str(), nullptr));
+    if (!whole) return Json(fraction(word));
     int64_t result = 0;
     const char* end = word.data() + word.size();
     const std::errc error = std::from_chars(word.data(), end, result).ec;
@@ -191,6 +204,7 @@ class Parser {
 
   std::string_view source_;
   size_t at_ = 0;
+  size_t values_ = 0;
 };
 
 template <class T, class Value>

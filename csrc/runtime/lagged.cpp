@@ -26,7 +26,7 @@ void run_lagged(DevicePass& pass, size_t stops, int64_t rows, int64_t lag) {
   }
 }
 
-bool packing_pays(int64_t rows, int64_t most, int64_t layers) {
+bool packing_pays_lagged(int64_t rows, int64_t most, int64_t layers) {
   return (rows - most) * layers * kCopiesPerLayer > most;
 }
 

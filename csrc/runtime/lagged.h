@@ -40,6 +40,6 @@ void run_lagged(DevicePass& pass, size_t stops, int64_t rows, int64_t lag);
 
 // Whether it takes less time to move `most` of `rows` rows to the front than to run the others
 // through `layers` layers.
-bool packing_pays(int64_t rows, int64_t most, int64_t layers);
+bool packing_pays_lagged(int64_t rows, int64_t most, int64_t layers);
 
 }  // namespace acn

@@ -44,10 +44,11 @@ bool PackedWeight::is_current() const {
 }
 
 void PackedWeight::pack() const {
-  version_ = weight_._version();
+  const int64_t version = weight_._version();  // of what is read: a change may follow at once
   const at::Tensor rows = weight_.contiguous();
   panels_ = std::make_shared<const Panels>(rows.const_data_ptr<float>(), rows.size(0),
                                            rows.size(1), tiles_here().front());
+  version_ = version;
 }
 
 }  // namespace acn

@@ -28,7 +28,7 @@ std::unique_ptr<Count> SegmentPass::count(size_t s) {
 }
 
 int64_t SegmentPass::pack(size_t s, int64_t rows, int64_t most) {
-  if (!packing_pays(rows, most, stops_[s + 1] - stops_[s])) return rows;
+  if (!packing_pays_lagged(rows, most, stops_[s + 1] - stops_[s])) return rows;
   LiveRows packed = rows_.empty_like(most);
   ops_.pack_into(packed, rows_, stays_);
   rows_ = std::move(packed);

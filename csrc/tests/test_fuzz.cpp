@@ -15,7 +15,7 @@ using namespace acn::test;
 
 namespace {
 
-constexpr const char* kKinds[] = {"mixer", "bert"};
+constexpr const char* kKinds[] = {"mixer", "vit", "bert"};
 
 std::string content(const std::string& path) {
   std::ostringstream out;

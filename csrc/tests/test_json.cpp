@@ -1,5 +1,8 @@
 #include "acn/runtime/json.h"
 
+#include <clocale>
+#include <locale>
+
 #include "acn/runtime/errors.h"
 #include "check.h"
 
@@ -23,6 +26,29 @@ TEST(wrong_kinds_are_named) {
   const Json json = Json::parse("1.5");
   EXPECT_THROWS(FormatError, "depth is not an integer", json.integer("depth"));
   EXPECT_THROWS(FormatError, "depth is not an object", json.object("depth"));
+}
+
+struct Comma : std::numpunct<char> {
+  char do_decimal_point() const override { return ','; }
+};
+
+TEST(numbers_have_a_point_in_every_locale) {
+  const std::string before = std::setlocale(LC_NUMERIC, nullptr);
+  std::setlocale(LC_NUMERIC, "de_DE.UTF-8");  // where the system has it
+  const std::locale known = std::locale::global(std::locale(std::locale(), new Comma));
+  EXPECT(Json::parse("0.5").number("alpha") == 0.5);
+  EXPECT(Json::parse("-1.25e-3").number("alpha") == -1.25e-3);
+  std::locale::global(known);
+  std::setlocale(LC_NUMERIC, before.c_str());
+}
+
+TEST(more_values_than_a_file_of_ours_has) {
+  std::string zeros = "[0";
+  for (int i = 0; i < 10000; ++i) zeros += ",0";
+  EXPECT_THROWS(FormatError, "too many values", Json::parse(zeros + "]"));
+  std::string sizes = "[1000000";
+  for (int i = 0; i < 10000; ++i) sizes += ",1000000";
+  EXPECT(Json::parse(sizes + "]").array("it").size() == 10001);
 }
 
 TEST(what_is_no_json) {

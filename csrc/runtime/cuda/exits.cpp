@@ -67,7 +67,7 @@ Tensor CudaExits::decide(const Model& model, LiveRows& rows, const Exit& exit,
   const Tensor& x = read.x;
   const Tensor certainty = at::empty({rows.size()}, x.options().dtype(at::kFloat));
   Tensor stays = at::empty({rows.size()}, x.options().dtype(at::kBool));
-  const Tensor weight = head.linear.weight.contiguous();
+  const Tensor weight = head.linear.weight.contiguous(), bias = head.linear.bias.contiguous();
   cuda::ExitHead args;
   args.samples = rows.size();
   args.tokens = head.first_row ? 1 : x.size(1);
@@ -76,14 +76,17 @@ Tensor CudaExits::decide(const Model& model, LiveRows& rows, const Exit& exit,
   args.dtype = dtype_of(x);
   args.x = tokens_of(x);
   args.y = tokens_of(read.y);
+  Tensor norm_weight, norm_bias;
   if (head.norm) {
-    args.norm_weight = vector_of(head.norm->weight);
-    args.norm_bias = vector_of(head.norm->bias);
+    norm_weight = head.norm->weight.contiguous();
+    norm_bias = head.norm->bias.contiguous();
+    args.norm_weight = vector_of(norm_weight);
+    args.norm_bias = vector_of(norm_bias);
     args.eps = LayerNorm::kEps;
     args.norm = Norm::layer;
   }
   args.weight = weight.const_data_ptr();
-  args.bias = head.linear.bias.const_data_ptr();
+  args.bias = bias.const_data_ptr();
   args.criterion = exit.criterion;
   args.threshold = static_cast<float>(exit.threshold);
   args.logits = results.logits.mutable_data_ptr();

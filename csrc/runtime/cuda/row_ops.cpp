@@ -20,8 +20,9 @@ at::Tensor accumulate_norm(const at::Tensor& x, at::Tensor& y, const LayerNorm& 
   args.x = {x.const_data_ptr(), args.width, dtype_of(x)};
   args.y = y.mutable_data_ptr<float>();
   args.h = {h.mutable_data_ptr(), dtype_of(h)};
-  args.weight = vector_of(norm.weight);
-  args.bias = vector_of(norm.bias);
+  const at::Tensor weight = norm.weight.contiguous(), bias = norm.bias.contiguous();
+  args.weight = vector_of(weight);
+  args.bias = vector_of(bias);
   args.eps = LayerNorm::kEps;
   args.norm = Norm::layer;
   check(cuda::accumulate_norm(args, stream_of(x)), "accumulate_norm");
@@ -48,9 +49,10 @@ void bias_gelu(at::Tensor& z, const at::Tensor& bias) {
 
 void bias_norm(at::Tensor& z, const at::Tensor& bias, const LayerNorm& norm) {
   const at::Tensor whole = by_token(bias, z.size(1));
+  const at::Tensor norm_weight = norm.weight.contiguous(), norm_bias = norm.bias.contiguous();
   const cuda::BiasNorm args{z.size(0), z.size(1), z.size(2),
                             {z.mutable_data_ptr(), dtype_of(z)}, vector_of(whole),
-                            vector_of(norm.weight), vector_of(norm.bias), LayerNorm::kEps};
+                            vector_of(norm_weight), vector_of(norm_bias), LayerNorm::kEps};
   check(cuda::bias_norm(args, stream_of(z)), "bias_norm");
 }
 

@@ -18,7 +18,8 @@ class Json {
   // The one value in `source`, with nothing but white space around it.
   //
   // Integers must fit int64; other numbers are doubles. Throws FormatError on anything that RFC
-  // 8259 does not allow, on a name that occurs twice in an object, and on more than 16 levels.
+  // 8259 does not allow, on a name that occurs twice in an object, on more than 16 levels, and on
+  // more values than 1,024 and one for every four bytes.
   static Json parse(std::string_view source);
 
   Json() = default;
