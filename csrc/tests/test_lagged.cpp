@@ -309,8 +309,8 @@ TEST(rows_that_left_are_run_for_as_long_as_the_host_does_not_know) {
 }
 
 TEST(packing_pays_where_it_moves_less_than_it_saves) {
-  EXPECT(!packing_pays(100, 100, 1) && !packing_pays(100, 99, 1));
-  EXPECT(packing_pays(100, 99, 16) && packing_pays(100, 50, 1) && packing_pays(2, 1, 1));
+  EXPECT(!packing_pays_lagged(100, 100, 1) && !packing_pays_lagged(100, 99, 1));
+  EXPECT(packing_pays_lagged(100, 99, 16) && packing_pays_lagged(100, 50, 1) && packing_pays_lagged(2, 1, 1));
 }
 
 TEST_MAIN()
