@@ -1,9 +1,11 @@
 // acn_infer: runs an exported model on a batch, to a depth or with early exits.
 #include <ATen/Parallel.h>
 #include <ATen/ops/cat.h>
+#include <c10/util/Exception.h>
 
 #include <algorithm>
 #include <chrono>
+#include <csignal>
 #include <exception>
 #include <iomanip>
 #include <iostream>
@@ -66,13 +68,21 @@ void bench(const Engine& engine, const at::Tensor& input, const Arguments& argum
             << ", threads " << at::get_num_threads() << "\n";
 }
 
+// Floats may be rounded to the model's; any other dtype is a mistake, such as pixels of 0 to 255.
+std::vector<at::ScalarType> accepted_by(const Engine& engine) {
+  const at::ScalarType type = engine.input_dtype();
+  if (type == at::kLong || type == at::kFloat) return {type};
+  return {at::kFloat, type};
+}
+
 void infer(const Arguments& arguments) {
   if (arguments.threads > 0) at::set_num_threads(static_cast<int>(arguments.threads));
   const Engine engine =
       Engine::from_folder(arguments.model, arguments.aot, arguments.device);
-  const at::Tensor read = read_array(arguments.input);
+  const at::Tensor read = read_array(arguments.input, accepted_by(engine));
   if (read.dim() == 0) throw FormatError(text(arguments.input, ": a number is no batch"));
   const at::Tensor input = read.to(engine.device(), engine.input_dtype());
+  if (!arguments.out.empty()) check_writable(arguments.out);  // before what may take hours
   const Result result = run_all(engine, input, arguments);
   report(result);
   if (!arguments.out.empty()) {
@@ -85,6 +95,7 @@ void infer(const Arguments& arguments) {
 }  // namespace acn
 
 int main(int argc, char** argv) {
+  std::signal(SIGXFSZ, SIG_IGN);  // a file that grows too large fails to be written, and says so
   acn::Arguments arguments;
   try {
     arguments = acn::parse_arguments(argc, argv);
@@ -98,6 +109,9 @@ int main(int argc, char** argv) {
   }
   try {
     acn::infer(arguments);
+  } catch (const c10::Error& error) {
+    std::cerr << "acn_infer: " << error.what_without_backtrace() << "\n";
+    return 1;
   } catch (const std::exception& error) {
     std::cerr << "acn_infer: " << error.what() << "\n";
     return 1;

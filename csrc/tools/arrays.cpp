@@ -1,18 +1,20 @@
 #include "arrays.h"
 
 #include <ATen/ops/empty.h>
+#include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <array>
 #include <charconv>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
-#include <vector>
 
 #include "acn/runtime/config.h"
 #include "acn/runtime/errors.h"
 #include "acn/runtime/safetensors.h"
 #include "acn/runtime/weights.h"
+#include "temporary.h"
 
 namespace acn {
 namespace {
@@ -30,18 +32,24 @@ std::string value_of(const std::string& header, const std::string& name) {
   return header.substr(at + key.size());
 }
 
+// The sizes of a Python tuple: (), (5,) or (2, 3), with or without a comma at the end.
 std::vector<int64_t> shape_of(const std::string& header) {
   const std::string value = value_of(header, "shape");
-  const size_t end = value.find(')');
-  if (value[0] != '(' || end == std::string::npos) throw FormatError("the shape is no tuple");
+  const size_t length = value.find(')');
+  if (value[0] != '(' || length == std::string::npos) throw FormatError("the shape is no tuple");
+  const char* at = value.data() + 1;
+  const char* end = value.data() + length;
+  const auto skip_spaces = [&] { at = std::find_if(at, end, [](char c) { return c != ' '; }); };
   std::vector<int64_t> shape;
-  for (const char* at = value.data() + 1; at < value.data() + end;) {
+  for (skip_spaces(); at < end; skip_spaces()) {
     int64_t size = 0;
-    const auto [stop, error] = std::from_chars(at, value.data() + end, size);
+    const auto [stop, error] = std::from_chars(at, end, size);
     if (error != std::errc() || size < 0) throw FormatError("the shape holds no sizes");
     shape.push_back(size);
     at = stop;
-    while (at < value.data() + end && (*at == ',' || *at == ' ')) ++at;
+    skip_spaces();
+    if (at == end && shape.size() > 1) break;
+    if (at == end || *at++ != ',') throw FormatError("the shape has no comma after a size");
   }
   return shape;
 }
@@ -62,7 +70,16 @@ std::string read_npy_header(std::ifstream& file) {
   return header;
 }
 
-at::Tensor read_npy(const std::string& path) {
+void check_dtype(const std::string& dtype, const std::vector<at::ScalarType>& accepted) {
+  std::string names;
+  for (const at::ScalarType type : accepted) {
+    if (dtype == name_of(type)) return;
+    names += (names.empty() ? "" : " or ") + std::string(name_of(type));
+  }
+  throw FormatError(text("dtype is ", dtype, "; it takes ", names));
+}
+
+at::Tensor read_npy(const std::string& path, const std::vector<at::ScalarType>& accepted) {
   std::ifstream file(path, std::ios::binary);
   if (!file) throw FileError(text(path, " cannot be opened"));
   const std::string header = read_npy_header(file);
@@ -72,6 +89,7 @@ at::Tensor read_npy(const std::string& path) {
       value_of(header, "fortran_order").rfind("False", 0) != 0) {
     throw FormatError("it takes float32 ('<f4') or int64 ('<i8') in C order");
   }
+  check_dtype(whole ? "I64" : "F32", accepted);
   const std::vector<int64_t> shape = shape_of(header);
   int64_t bytes = 0;
   const int64_t left =
@@ -84,6 +102,27 @@ at::Tensor read_npy(const std::string& path) {
   file.read(static_cast<char*>(array.mutable_data_ptr()), bytes);
   if (!file) throw FormatError("the data is cut off");
   return array;
+}
+
+at::Tensor read_only_tensor(SafetensorsFile& file, const std::vector<at::ScalarType>& accepted) {
+  if (file.entries().size() != 1) {
+    throw FormatError(text(file.entries().size(), " tensors; it takes one"));
+  }
+  const TensorEntry& entry = file.entries().front();
+  check_dtype(entry.dtype, accepted);
+  return read_tensor(file, entry);
+}
+
+// What `read` returns; what it finds wrong with the file is said with its name.
+template <class Read>
+at::Tensor named(const std::string& path, const Read& read) {
+  try {
+    return read();
+  } catch (const FormatError& error) {
+    throw FormatError(text(path, ": ", error.what()));
+  } catch (const c10::Error& error) {  // of a shape that no tensor has
+    throw FormatError(text(path, ": ", error.what_without_backtrace()));
+  }
 }
 
 void write_npy(const std::string& path, const at::Tensor& array, const char* type) {
@@ -109,6 +148,14 @@ bool ends_with(const std::string& word, const std::string& end) {
   return word.size() >= end.size() && word.compare(word.size() - end.size(), end.size(), end) == 0;
 }
 
+// The folder that results go into, where they are .npy.
+void make_folder_of(const std::string& path) {
+  if (ends_with(path, ".safetensors")) return;
+  std::error_code error;
+  std::filesystem::create_directories(path, error);
+  if (error) throw FileError(text(path, " cannot be made: ", error.message()));
+}
+
 TensorBytes bytes_of(const char* name, const at::Tensor& tensor) {
   return {name, name_of(tensor.scalar_type()), tensor.sizes().vec(), tensor.const_data_ptr(),
           static_cast<int64_t>(tensor.nbytes())};
@@ -116,30 +163,41 @@ TensorBytes bytes_of(const char* name, const at::Tensor& tensor) {
 
 }  // namespace
 
-at::Tensor read_array(const std::string& path) {
+at::Tensor read_array(const std::string& path, const std::vector<at::ScalarType>& accepted) {
   if (!ends_with(path, ".safetensors")) {
-    try {
-      return read_npy(path);
-    } catch (const FormatError& error) {
-      throw FormatError(text(path, ": ", error.what()));
-    }
+    return named(path, [&] { return read_npy(path, accepted); });
   }
   SafetensorsFile file(path, kHeaderLimit);
-  if (file.entries().size() != 1) {
-    throw FormatError(text(path, ": ", file.entries().size(), " tensors; it takes one"));
-  }
-  return read_tensor(file, file.entries().front());
+  return named(path, [&] { return read_only_tensor(file, accepted); });
+}
+
+std::vector<std::string> result_files(const std::string& path) {
+  if (ends_with(path, ".safetensors")) return {path};
+  return {path + "/logits.npy", path + "/depth.npy"};
+}
+
+void check_writable(const std::string& path) {
+  make_folder_of(path);
+  for (const std::string& file : result_files(path)) const Temporary tried(file);
 }
 
 void write_results(const std::string& path, const at::Tensor& logits, const at::Tensor& depth) {
-  if (ends_with(path, ".safetensors")) {
-    return write_safetensors(path, {bytes_of("logits", logits), bytes_of("depth", depth)});
+  const std::vector<std::string> files = result_files(path);
+  if (files.size() == 1) {
+    const Temporary file(path);
+    file.fill([&](const std::string& place) {
+      write_safetensors(place, {bytes_of("logits", logits), bytes_of("depth", depth)});
+    });
+    return file.move();
   }
-  std::error_code error;
-  std::filesystem::create_directories(path, error);
-  if (error) throw FileError(text(path, " cannot be made: ", error.message()));
-  write_npy(path + "/logits.npy", logits.to(at::kFloat).contiguous(), "<f4");
-  write_npy(path + "/depth.npy", depth, "<i8");
+  make_folder_of(path);
+  const Temporary first(files[0]), second(files[1]);
+  first.fill([&](const std::string& place) {
+    write_npy(place, logits.to(at::kFloat).contiguous(), "<f4");
+  });
+  second.fill([&](const std::string& place) { write_npy(place, depth, "<i8"); });
+  first.move();  // now that both are written: what stands there is of one run
+  second.move();
 }
 
 }  // namespace acn

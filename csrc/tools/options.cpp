@@ -1,22 +1,26 @@
 #include "options.h"
 
+#include <algorithm>
 #include <charconv>
+#include <filesystem>
 #include <functional>
+#include <limits>
 #include <map>
 #include <vector>
 
 #include "acn/runtime/errors.h"
+#include "arrays.h"
 
 namespace acn {
 
 const char* const kUsage = R"(acn_infer MODEL INPUT [options]
 
 MODEL   a folder that acn-kernels export or save_pretrained wrote
-INPUT   images [N, channels, size, size]: .npy of float32, or .safetensors with one such tensor;
-        of a BERT [N, 2, T] int64, words and mask, or [N, 3, T] with token types; of a model
-        that was compiled as a whole, what it takes
+INPUT   images [N, channels, size, size]: .npy of float32, or .safetensors with one such tensor
+        or one in the model's dtype; of a BERT [N, 2, T] int64, words and mask, or [N, 3, T]
+        with token types; of a model that was compiled as a whole, what it takes
 
-  --out PATH         PATH.safetensors, or a folder for logits.npy and depth.npy
+  --out PATH         PATH.safetensors, or a folder for logits.npy and depth.npy; outside MODEL
   --exits 4,8,12     depths at which samples may leave
   --threshold X      an exit's certainty, see --criterion
   --criterion NAME   entropy (below X nats; the default), probability or margin (above X)
@@ -34,12 +38,15 @@ say; 2 the command line is wrong.
 
 namespace {
 
-int64_t whole(const std::string& name, const std::string& word) {
+constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
+
+int64_t whole(const std::string& name, const std::string& word, int64_t most = kMost) {
   int64_t value = 0;
   const char* end = word.data() + word.size();
   const auto [stop, error] = std::from_chars(word.data(), end, value);
-  if (error != std::errc() || stop != end || word.empty() || value < 0) {
-    throw UsageError(text(name, " is '", word, "'; it takes a whole number, at least 0"));
+  if (error != std::errc() || stop != end || word.empty() || value < 0 || value > most) {
+    throw UsageError(text(name, " is '", word, "'; it takes a whole number, at least 0",
+                          most == kMost ? "" : text(" and at most ", most)));
   }
   return value;
 }
@@ -68,6 +75,28 @@ std::vector<int64_t> list(const std::string& name, const std::string& words) {
   return values;
 }
 
+std::filesystem::path canonical(const std::string& path) {
+  return std::filesystem::weakly_canonical(std::filesystem::current_path() / path);
+}
+
+// Results replace neither what they are made of nor what they are made by.
+void check_elsewhere(const std::string& out, const std::string& model, const std::string& input) {
+  const std::filesystem::path folder = canonical(model);
+  std::vector<std::string> places = result_files(out);
+  places.push_back(out);
+  for (const std::string& name : places) {
+    const std::filesystem::path place = canonical(name);
+    const auto shared = std::mismatch(folder.begin(), folder.end(), place.begin(), place.end());
+    if (shared.first == folder.end()) {
+      throw UsageError(text("--out is '", out, "'; it takes a place outside MODEL, '", model, "'"));
+    }
+    if (place == canonical(input)) {
+      throw UsageError(
+          text("--out is '", out, "'; it takes a place other than INPUT, '", input, "'"));
+    }
+  }
+}
+
 at::Device device(const std::string& name, const std::string& word) {
   try {
     return at::Device(word);
@@ -80,13 +109,18 @@ at::Device device(const std::string& name, const std::string& word) {
 
 Arguments parse_arguments(int argc, const char* const* argv) {
   Arguments arguments;
-  bool threshold = false;
+  bool criterion = false, threshold = false;
   using Take = std::function<void(const std::string& name, const std::string& value)>;
-  const auto into = [](int64_t& place) -> Take {
-    return [&place](const auto& name, const auto& value) { place = whole(name, value); };
+  const auto into = [](int64_t& place, int64_t most = kMost) -> Take {
+    return [&place, most](const auto& name, const auto& value) {
+      place = whole(name, value, most);
+    };
   };
   const std::map<std::string, Take> options{
-      {"--out", [&](const auto&, const auto& value) { arguments.out = value; }},
+      {"--out", [&](const auto& name, const auto& value) {
+         if (value.empty()) throw UsageError(text(name, " is ''; it takes a path"));
+         arguments.out = value;
+       }},
       {"--device", [&](const auto& name, const auto& value) {
          arguments.device = device(name, value);
        }},
@@ -99,11 +133,12 @@ Arguments parse_arguments(int argc, const char* const* argv) {
        }},
       {"--criterion", [&](const auto&, const auto& value) {
          arguments.run.criterion = criterion_of(value);
+         criterion = true;
        }},
       {"--depth", into(arguments.run.depth)},
       {"--batch", into(arguments.batch)},
       {"--micro-batch", into(arguments.run.micro_batch)},
-      {"--threads", into(arguments.threads)},
+      {"--threads", into(arguments.threads, std::numeric_limits<int>::max())},
       {"--bench", into(arguments.bench)},
   };
   std::vector<std::string> places;
@@ -131,9 +166,13 @@ Arguments parse_arguments(int argc, const char* const* argv) {
   if (arguments.run.exits.empty() == threshold) {
     throw UsageError("--exits and --threshold go together");
   }
+  if (criterion && !threshold) {
+    throw UsageError("--criterion goes with --exits and --threshold");
+  }
   check_threshold(arguments.run.criterion, arguments.run.threshold);
   arguments.model = places[0];
   arguments.input = places[1];
+  if (!arguments.out.empty()) check_elsewhere(arguments.out, arguments.model, arguments.input);
   return arguments;
 }
 

@@ -51,7 +51,8 @@ struct TensorBytes {
   int64_t size = 0;  // bytes
 };
 
-// Throws FileError where the file cannot be written.
+// Throws FileError where the file cannot be written whole: a part of it may stand there then, in
+// place of what stood there before.
 void write_safetensors(const std::string& path, const std::vector<TensorBytes>& tensors);
 
 // The whole of a text file of at most `limit` bytes; FileError, FormatError as above.
