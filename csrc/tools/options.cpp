@@ -1,11 +1,11 @@
 #include "options.h"
 
-#include <algorithm>
 #include <charconv>
 #include <filesystem>
 #include <functional>
 #include <limits>
 #include <map>
+#include <utility>
 #include <vector>
 
 #include "acn/runtime/errors.h"
@@ -20,7 +20,7 @@ INPUT   images [N, channels, size, size]: .npy of float32, or .safetensors with 
         or one in the model's dtype; of a BERT [N, 2, T] int64, words and mask, or [N, 3, T]
         with token types; of a model that was compiled as a whole, what it takes
 
-  --out PATH         PATH.safetensors, or a folder for logits.npy and depth.npy; outside MODEL
+  --out PATH         PATH.safetensors, or a folder for logits.npy and depth.npy
   --exits 4,8,12     depths at which samples may leave
   --threshold X      an exit's certainty, see --criterion
   --criterion NAME   entropy (below X nats; the default), probability or margin (above X)
@@ -81,18 +81,14 @@ std::filesystem::path canonical(const std::string& path) {
 
 // Results replace neither what they are made of nor what they are made by.
 void check_elsewhere(const std::string& out, const std::string& model, const std::string& input) {
-  const std::filesystem::path folder = canonical(model);
+  const std::pair<const char*, std::string> needed[] = {
+      {"INPUT, '", input}, {"the weights, '", model + "/model.safetensors"}};
   std::vector<std::string> places = result_files(out);
   places.push_back(out);
-  for (const std::string& name : places) {
-    const std::filesystem::path place = canonical(name);
-    const auto shared = std::mismatch(folder.begin(), folder.end(), place.begin(), place.end());
-    if (shared.first == folder.end()) {
-      throw UsageError(text("--out is '", out, "'; it takes a place outside MODEL, '", model, "'"));
-    }
-    if (place == canonical(input)) {
-      throw UsageError(
-          text("--out is '", out, "'; it takes a place other than INPUT, '", input, "'"));
+  for (const std::string& place : places) {
+    for (const auto& [what, file] : needed) {
+      if (canonical(place) != canonical(file)) continue;
+      throw UsageError(text("--out is '", out, "'; it takes a place other than ", what, file, "'"));
     }
   }
 }
