@@ -33,6 +33,10 @@ int run_bias_gelu(const BiasGelu* a) { return bias_gelu(*a, nullptr); }
 int run_bias_norm(const BiasNorm* a) { return bias_norm(*a, nullptr); }
 int run_join(const Join* a) { return join(*a, nullptr); }
 int run_exit_head(const ExitHead* a) { return exit_head(*a, nullptr); }
+int run_exit_pool(const ExitHead* a, void* pooled) { return exit_pool(*a, pooled, nullptr); }
+int run_exit_decision(const ExitHead* a, const void* logits) {
+  return exit_decision(*a, logits, nullptr);
+}
 int run_compact(const Compaction* a) { return compact(*a, nullptr); }
 int run_places(const Places* a) { return compaction_places(*a, nullptr); }
 int run_switch(const int32_t* count, uint32_t* value) {

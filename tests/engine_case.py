@@ -15,6 +15,7 @@ KINDS = {
     "closing mixer": ("acn_mixer_digits", {"closing": True}),
     "vit": ("acn_vit_digits", {}),
     "class token": ("acn_vit_digits", {"pool": "first"}),
+    "many classes": ("acn_vit_digits", {"classes": 1000}),
     "odd tokens": ("acn_mixer_digits", {"image_size": 6}),
     "odd tokens of a vit": ("acn_vit_digits", {"image_size": 10}),
     "residual mixer": ("acn_mixer_digits", {"wiring": "residual"}),

@@ -114,6 +114,21 @@ def check_step(library, memory, x, kind="layer", scale=None, alpha=1.0, rows=Non
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_norm_alone(library, memory, dtype, width):
+    """Where there is no sum: of what a device's engine has between attention and MLP."""
+    x, h = memory.draw(5, width, dtype=dtype), memory.empty(5, width, dtype=dtype)
+    weight, bias, spec = norm_of(memory, "layer", width, dtype)
+    given = cuda.AccumulateNorm(
+        5, width, cuda.rows(x), alpha=1.0, h=cuda.out_rows(h), weight=cuda.vector(weight),
+        bias=cuda.vector(bias), eps=EPS, norm=cuda.NORMS["layer"],
+    )  # fmt: skip
+    assert library.run_accumulate_norm(ctypes.byref(given)) == 0
+    size = 316 * float(x.double().abs().max()) if width == 1 else 4.0
+    assert_close(h, reference.norm(x.double(), spec), dtype, name="h", among=size, roundings=2)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", ["layer", "rms", "none"])
 def test_accumulate_norm(library, memory, kind, dtype, width):
     check_step(library, memory, memory.draw(3, width, dtype=dtype), kind)
@@ -220,9 +235,25 @@ def test_join_of_mixed_types(library, memory):
     check_join(library, memory, xs, "rms", memory.draw(7), torch.bfloat16)
 
 
+def exit_at_once(library, given, *_):
+    assert library.run_exit_head(ctypes.byref(given)) == 0
+
+
+def exit_in_parts(library, given, memory, weight, bias):
+    """The pooling, a product of somebody else's, the decision."""
+    pooled = memory.empty(given.samples, given.width, dtype=weight.dtype)
+    assert library.run_exit_pool(ctypes.byref(given), ctypes.c_void_p(pooled.data_ptr())) == 0
+    product = pooled.double() @ weight.double().T + (0 if bias is None else bias.double())
+    logits = memory.empty(*product.shape, dtype=weight.dtype).copy_(product)
+    assert library.run_exit_decision(ctypes.byref(given), ctypes.c_void_p(logits.data_ptr())) == 0
+
+
+EXITS = [exit_at_once, exit_in_parts]
+
+
 def run_exit(
     library, memory, x, y, kind, weight, bias, threshold, scale=None, first=False,
-    criterion="entropy",
+    criterion="entropy", exit_of=exit_at_once,
 ):  # fmt: skip
     samples, tokens, width = x.shape
     norm_weight, norm_bias, spec = norm_of(memory, kind, width, x.dtype)
@@ -238,7 +269,7 @@ def run_exit(
         cuda.NORMS[kind], weight.data_ptr(), cuda.address(bias), cuda.CRITERIA[criterion],
         threshold, logits.data_ptr(), entropy.data_ptr(), stays[1:].data_ptr(), live.data_ptr(),
     )  # fmt: skip
-    assert library.run_exit_head(ctypes.byref(given)) == 0
+    exit_of(library, given, memory, weight, bias)
     assert not stays[0] and not stays[-1]
     stays = stays[1:-1]
     leaves = entropy < threshold if criterion == "entropy" else entropy > threshold
@@ -249,23 +280,25 @@ def run_exit(
 @pytest.mark.parametrize("shape", [(3, 11, 7), (2, 1, 64), (2, 9, 300), (1, 3, 1100)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", ["layer", "rms", "none"])
-def test_exit_head(library, memory, kind, dtype, shape):
-    check_exit(library, memory, shape, 10, dtype, kind)
+@pytest.mark.parametrize("exit_of", EXITS)
+def test_exit_head(library, memory, exit_of, kind, dtype, shape):
+    check_exit(library, memory, exit_of, shape, 10, dtype, kind)
 
 
-@pytest.mark.parametrize("classes", [1, 2, 7, 9, 100])
+@pytest.mark.parametrize("classes", [1, 2, 7, 9, 100, 300])
 @pytest.mark.parametrize("first", [False, True])
-def test_exit_head_of_many_classes(library, memory, first, classes):
-    check_exit(library, memory, (3, 4, 39), classes, torch.float32, "layer", first, off=1)
+@pytest.mark.parametrize("exit_of", EXITS)
+def test_exit_head_of_many_classes(library, memory, exit_of, first, classes):
+    check_exit(library, memory, exit_of, (3, 4, 39), classes, torch.float32, "layer", first, off=1)
 
 
-def check_exit(library, memory, shape, classes, dtype, kind, first=False, off=0):
+def check_exit(library, memory, exit_of, shape, classes, dtype, kind, first=False, off=0):
     x, y = memory.draw(*shape, dtype=dtype, off=off), memory.draw(*shape)
     weight = memory.empty(classes, shape[2], dtype=dtype)
     weight.copy_(torch.randn(weight.shape) / math.sqrt(shape[2]))
     bias, scale = memory.draw(classes, dtype=dtype), memory.empty(1).fill_(-0.7)
     logits, entropy, _, spec = run_exit(
-        library, memory, x, y, kind, weight, bias, 1.5, scale, first
+        library, memory, x, y, kind, weight, bias, 1.5, scale, first, exit_of=exit_of
     )
     true_logits, _, _, _ = reference.exit_head(
         x.double(), y.double(), spec, weight.double(), bias.double(), 1.5, -0.7,
@@ -279,9 +312,10 @@ def check_exit(library, memory, shape, classes, dtype, kind, first=False, off=0)
 
 @pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("classes", [1, 2, 9, 70])
-def test_exit_head_decides_on_every_criterion(library, memory, classes, criterion):
+@pytest.mark.parametrize("exit_of", EXITS)
+def test_exit_head_decides_on_every_criterion(library, memory, exit_of, classes, criterion):
     x, y, weight = memory.draw(6, 3, 24), memory.draw(6, 3, 24), memory.draw(classes, 24)
-    run = functools.partial(run_exit, library, memory, x, y, "layer", weight, None)
+    run = functools.partial(run_exit, library, memory, x, y, "layer", weight, None, exit_of=exit_of)
     logits, value, _, _ = run(0.5, criterion=criterion)
     assert_close(value, certainty(logits.double(), criterion), torch.float32, among=8.0)
     weight[1:2] = weight[:1]  # two classes alike
@@ -289,11 +323,14 @@ def test_exit_head_decides_on_every_criterion(library, memory, classes, criterio
     assert_close(value, certainty(logits.double(), criterion), torch.float32, among=8.0)
 
 
-def test_exit_head_of_what_is_left_of_a_batch(library, memory):
+@pytest.mark.parametrize("exit_of", EXITS)
+def test_exit_head_of_what_is_left_of_a_batch(library, memory, exit_of):
     """Rows of samples [4, 0, 9, 2], in which -1 is nobody's; other samples are left alone."""
     samples, classes = [4, -1, 0, 9, -1, 2], 5
     x, y, weight = memory.draw(6, 3, 8), memory.draw(6, 3, 8), memory.draw(classes, 8)
-    expected, entropy, _, _ = run_exit(library, memory, x, y, "none", weight, None, 0.0)
+    expected, entropy, _, _ = run_exit(
+        library, memory, x, y, "none", weight, None, 0.0, exit_of=exit_of
+    )
     live_rows = [row for row, sample in enumerate(samples) if sample >= 0]
     threshold = entropy[live_rows].sort().values[1:3].mean().item()
     x[1], y[4] = torch.nan, torch.nan
@@ -307,7 +344,7 @@ def test_exit_head_of_what_is_left_of_a_batch(library, memory):
         stays=stays.data_ptr(), live=live.data_ptr(), sample=sample.data_ptr(),
         depth=depth.data_ptr(), stop=3,
     )  # fmt: skip
-    assert library.run_exit_head(ctypes.byref(given)) == 0
+    exit_of(library, given, memory, weight, None)
     goes_on = [s >= 0 and bool(entropy[row] >= threshold) for row, s in enumerate(samples)]
     assert stays.tolist() == goes_on and int(live) == 2 == sum(goes_on)
     assert sample.tolist() == [s if on else -1 for s, on in zip(samples, goes_on, strict=True)]
@@ -327,11 +364,12 @@ def test_switch_takes_the_smallest_bucket(library, count, body):
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
-def test_what_is_no_number_never_leaves(library, memory, criterion):
+@pytest.mark.parametrize("exit_of", EXITS)
+def test_what_is_no_number_never_leaves(library, memory, exit_of, criterion):
     x, head = memory.draw(4, 3, 8), memory.draw(5, 8)
     x[1, 0, 0], x[2, 1, 1] = torch.nan, torch.inf
     always = math.inf if criterion == "entropy" else -math.inf
-    run = functools.partial(run_exit, library, memory, criterion=criterion)
+    run = functools.partial(run_exit, library, memory, criterion=criterion, exit_of=exit_of)
     _, _, stays, _ = run(x, None, "none", head, None, always)
     assert stays.tolist() == [False, True, True, False]
     bias = memory.empty(5).fill_(-math.inf)
@@ -339,10 +377,13 @@ def test_what_is_no_number_never_leaves(library, memory, criterion):
     assert value.isnan().all() and stays.all()
 
 
-def test_classes_that_cannot_be(library, memory):
+@pytest.mark.parametrize("exit_of", EXITS)
+def test_classes_that_cannot_be(library, memory, exit_of):
     x, head = memory.draw(1, 3, 8), memory.draw(5, 8)
     bias = memory.empty(5).copy_(torch.tensor([-math.inf, 0.0, -math.inf, 1.0, 2.0]))
-    logits, entropy, _, _ = run_exit(library, memory, x, None, "none", head, bias, 0.0)
+    logits, entropy, _, _ = run_exit(
+        library, memory, x, None, "none", head, bias, 0.0, exit_of=exit_of
+    )
     assert_close(entropy, functional.entropy(logits.double()), torch.float32)
 
 
@@ -401,3 +442,5 @@ def test_what_no_kernel_can_do_is_an_error(library, memory):
     assert library.run_join(ctypes.byref(given)) == invalid
     given = cuda.ExitHead(1, 1, 9000, 2)
     assert library.run_exit_head(ctypes.byref(given)) == invalid
+    assert library.run_exit_pool(ctypes.byref(given), ctypes.c_void_p(y.data_ptr())) == invalid
+    assert library.run_exit_decision(ctypes.byref(given), ctypes.c_void_p(y.data_ptr())) == invalid

@@ -71,7 +71,7 @@ def check(result, by_depth, criterion, threshold):
 @needs_kernels
 @pytest.mark.parametrize("way", WAYS, ids=named)
 @pytest.mark.parametrize("criterion", CRITERIA)
-@pytest.mark.parametrize("kind", ["closing mixer", "vit", "class token"])
+@pytest.mark.parametrize("kind", ["closing mixer", "vit", "class token", "many classes"])
 def test_every_way_and_criterion(kind, criterion, way):
     network = on_gpu(kind)
     images = images_for(network, 33).cuda()
@@ -106,7 +106,7 @@ def test_batches_of_any_size(kind, batch):
 @gpu
 @needs_kernels
 @pytest.mark.parametrize("way", WAYS, ids=named)
-@pytest.mark.parametrize("kind", ["mixer", "vit"])
+@pytest.mark.parametrize("kind", ["mixer", "vit", "many classes"])
 def test_bf16(kind, way):
     network = network_of(kind).to(torch.bfloat16)
     images = images_for(network, 6).bfloat16()
@@ -123,8 +123,9 @@ def test_bf16(kind, way):
 @needs_kernels
 @pytest.mark.parametrize("way", WAYS, ids=named)
 @pytest.mark.parametrize("criterion", CRITERIA)
-def test_nan_never_leaves_early(criterion, way):
-    network = on_gpu("closing mixer")
+@pytest.mark.parametrize("kind", ["closing mixer", "many classes"])
+def test_nan_never_leaves_early(kind, criterion, way):
+    network = on_gpu(kind)
     images = images_for(network, 3).cuda()
     images[1] = torch.nan
     threshold = 100.0 if criterion == "entropy" else 0.0

@@ -28,12 +28,12 @@ def image_config(model: ViT | Mixer) -> dict:
 
 def obstacle_in_images(model: ViT | Mixer) -> str | None:
     """Why the engine does not run ``model``; None where it does."""
-    obstacle = obstacle_in_image_options(model) or obstacle_in_modules(model, _MODULES, _EPS)
+    obstacle = _obstacle_in_options(model) or obstacle_in_modules(model, _MODULES, _EPS)
     return obstacle or _obstacle_in_tensors(model) or _obstacle_in_positions(model)
 
 
-def obstacle_in_image_options(model: ViT | Mixer) -> str | None:
-    """The same of what may be set between two calls, modules and tensors aside."""
+def _obstacle_in_options(model: ViT | Mixer) -> str | None:
+    """The same of its options, modules and tensors aside."""
     stack = model.blocks
     rows = "first" if getattr(model.config, "pool", None) == "first" else None
     plain = (

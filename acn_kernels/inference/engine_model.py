@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from acn_kernels import _extension
 from acn_kernels.composition import Composition
 from acn_kernels.inference.engine import Engine
-from acn_kernels.inference.engine_image import obstacle_in_image_options, obstacle_in_images
+from acn_kernels.inference.engine_image import obstacle_in_images
 from acn_kernels.inference.engine_modules import DTYPES, obstacle_on
-from acn_kernels.inference.engine_text import is_bert, obstacle_in_text_options, obstacle_in_texts
+from acn_kernels.inference.engine_text import is_bert, obstacle_in_texts
 from acn_kernels.kept import calls_are_plain
 from acn_kernels.models import Mixer, ViT
 from acn_kernels.validation import under_autocast
@@ -24,10 +24,6 @@ def obstacle_to_engine_of(model: nn.Module) -> str | None:
     return obstacle_in_images(model)
 
 
-def _obstacle_in_options(model: nn.Module) -> str | None:
-    return (obstacle_in_text_options if is_bert(model) else obstacle_in_image_options)(model)
-
-
 class LiveEngine:
     """An engine of ``model``, and whether it still is that: modules and parameters may have been
     replaced, hooks added, options set."""
@@ -40,10 +36,7 @@ class LiveEngine:
     def is_current(self) -> bool:
         """Whether the model is what the engine was made of, values of tensors aside: those the
         engine follows by itself."""
-        return (
-            self._composition.is_that_of([self._model])
-            and _obstacle_in_options(self._model) is None
-        )
+        return self._composition.is_that_of([self._model])
 
 
 def obstacle_to_engine(model: nn.Module, *inputs: Tensor) -> str | None:

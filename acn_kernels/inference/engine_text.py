@@ -100,12 +100,12 @@ def obstacle_in_texts(model: nn.Module) -> str | None:
         Attention, Mlp, PostNormBlock, PostNormStack,
         nn.Dropout, nn.Embedding, nn.GELU, nn.LayerNorm, nn.Linear,
     }  # fmt: skip
-    obstacle = obstacle_in_text_options(model) or obstacle_in_modules(model, known, _EPS)
+    obstacle = _obstacle_in_options(model) or obstacle_in_modules(model, known, _EPS)
     return obstacle or obstacle_in_tensors(model.state_dict(keep_vars=True).items())
 
 
-def obstacle_in_text_options(model: nn.Module) -> str | None:
-    """The same of what may be set between two calls, modules and tensors aside."""
+def _obstacle_in_options(model: nn.Module) -> str | None:
+    """The same of its options, modules and tensors aside."""
     stack = model.blocks
     blocks = type(stack) is PostNormStack and stack.granularity == "block"
     if not blocks or not isinstance(stack.alpha, float):

@@ -6,11 +6,12 @@ import functools
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acn_kernels import functional
 from acn_kernels.dispatch import in_forward_mode
-from acn_kernels.hooks import hooks_on_all, is_plain_linear
+from acn_kernels.hooks import has_hooks, hooks_on_all, is_plain_linear
 from acn_kernels.kept import can_be_kept, stream_of
 from acn_kernels.models import Mixer
 from acn_kernels.norm_spec import NormSpec
@@ -113,7 +114,30 @@ def _decided(
     if scales is not None and not stack.include_input:
         scales = torch.cat([scales.new_zeros(1), scales])  # the kernel does not read it
     logits, depth, _ = functional.mixer_exit(
-        model.embed(images), layers.parameters(recorded=False), exits, threshold,
+        _embedded(model, images), layers.parameters(recorded=False), exits, threshold,
         head.weight, head.bias, NormSpec.of(stack.norm), scales, stack.include_input,
     )  # fmt: skip
     return logits, depth
+
+
+def _embedded(model: Mixer, images: Tensor) -> Tensor:
+    """model.embed(images). Of patches that do not overlap it is one product, to whose result no
+    convolution's layout has to be changed back: half of all that lies before the layers."""
+    stem, patch = model.stem, model.config.patch_size
+    if not _is_product_of_patches(stem, patch):
+        return model.embed(images)
+    model.check_images(images)
+    patches = images.unfold(2, patch, patch).unfold(3, patch, patch)  # [B, C, side, side, p, p]
+    rows = patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+    return F.linear(rows, stem.weight.flatten(1), stem.bias)
+
+
+def _is_product_of_patches(stem: nn.Module, patch: int) -> bool:
+    plain = type(stem) is nn.Conv2d and not has_hooks(stem) and type(stem.weight) is nn.Parameter
+    return (
+        plain
+        and stem.kernel_size == stem.stride == (patch, patch)
+        and stem.padding == (0, 0)
+        and stem.dilation == (1, 1)
+        and stem.groups == 1
+    )

@@ -129,16 +129,18 @@ def mixer_exit_kernel(
                 y *= tl.load(scale_ptr).to(tl.float32)
         layer = 0
         while layer < layers:
+            layer += 1
+            # Asked for before the layer, which hides the wait.
+            stops = tl.load(exits_ptr + layer)
             x = mixer_layer(
-                x, mask, layer, parameters, layer_eps, T, D, TOKEN_HIDDEN, CHANNEL_HIDDEN,
+                x, mask, layer - 1, parameters, layer_eps, T, D, TOKEN_HIDDEN, CHANNEL_HIDDEN,
                 TOKEN_CHUNK, CHANNEL_CHUNK, CLOSING, PRECISION,
             )  # fmt: skip
-            layer += 1
             if HAS_SCALES:
                 y += x.to(tl.float32) * tl.load(scale_ptr + layer).to(tl.float32)
             else:
                 y += x.to(tl.float32)
-            if (layer == layers) | (tl.load(exits_ptr + layer) != 0):
+            if (layer == layers) | (stops != 0):
                 # What memory has to bring is asked for before there is work to hide it behind.
                 weight, bias = head_part(
                     head_weight_ptr, head_bias_ptr, 0, classes, col, D, HAS_HEAD_BIAS, CLASS_CHUNK

@@ -260,6 +260,11 @@ class ImageClassifier(TimmSurface, Model):
 
     def embed(self, images: Tensor) -> Tensor:
         """x_0 [B, T, D] of images [B, channels, size, size]."""
+        self.check_images(images)
+        return self.stem(images).flatten(2).transpose(1, 2)
+
+    def check_images(self, images: Tensor) -> None:
+        """Raises TypeError or ValueError unless ``images`` is a batch that the model takes."""
         size = self.config.image_size
         if not images.is_floating_point():
             raise TypeError(f"images is {images.dtype}; it takes floating point, as in training")
@@ -268,7 +273,6 @@ class ImageClassifier(TimmSurface, Model):
                 f"images has shape {tuple(images.shape)}; "
                 f"it takes (batch, {self.config.channels}, {size}, {size})"
             )
-        return self.stem(images).flatten(2).transpose(1, 2)
 
     def forward_features(self, images: Tensor, depth: int | None = None) -> Tensor:
         """The normed sum y [B, T, D] (only the rows that the head reads)."""

@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(Shape::kBlock) accumulate_norm_kernel(Accumula
 #pragma unroll
     for (int k = 0; k < kChunks; ++k) load(x, columns, k * kThreads + thread, u[k]);
 
-    const int64_t y_row = place_of(args.y_rows, row);
+    const int64_t y_row = args.y ? place_of(args.y_rows, row) : -1;
     if (y_row >= 0) {
       float* y = args.y + y_row * width;
       float sum[kChunks][kChunk] = {};

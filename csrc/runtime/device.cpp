@@ -22,6 +22,8 @@ namespace {
 
 at::Tensor accumulate_norm(const at::Tensor&, at::Tensor&, const LayerNorm&) { not_built_in(); }
 
+at::Tensor norm(const at::Tensor&, const LayerNorm&, double) { not_built_in(); }
+
 void bias_gelu(at::Tensor&, const at::Tensor&) { not_built_in(); }
 
 void bias_norm(at::Tensor&, const at::Tensor&, const LayerNorm&) { not_built_in(); }

@@ -20,6 +20,9 @@ void check(at::Device device);
 // Adds x to y, or starts the sum where y is undefined, and returns norm(x); all rows of [B, T, D].
 at::Tensor accumulate_norm(const at::Tensor& x, at::Tensor& y, const LayerNorm& norm);
 
+// norm(x) of the rows of x [..., D].
+at::Tensor norm(const at::Tensor& x, const LayerNorm& norm, double eps);
+
 // gelu(z + bias) in place of z [B, T, D]; bias is [T], one number for all columns of a token.
 void bias_gelu(at::Tensor& z, const at::Tensor& bias);
 

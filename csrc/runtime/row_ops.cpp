@@ -4,7 +4,6 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/gelu.h>
-#include <ATen/ops/layer_norm.h>
 
 #include <vector>
 
@@ -39,12 +38,6 @@ struct WideNorm {
   at::Tensor bias;
 };
 
-// On other devices: ATen's operations, but for the sum and its norm in one pass over all rows.
-
-at::Tensor norm_on_device(const at::Tensor& x, const LayerNorm& norm) {
-  return at::layer_norm(x, {x.size(-1)}, norm.weight, norm.bias, LayerNorm::kEps);
-}
-
 at::Tensor accumulate_norm_on_device(const at::Tensor& x, at::Tensor& y, bool first_row,
                                      const LayerNorm& norm) {
   if (!first_row) return device::accumulate_norm(x, y, norm);
@@ -54,7 +47,7 @@ at::Tensor accumulate_norm_on_device(const at::Tensor& x, at::Tensor& y, bool fi
   } else {
     y = at::empty(term.sizes(), term.options().dtype(at::kFloat)).copy_(term);
   }
-  return norm_on_device(x, norm);
+  return device::norm(x, norm, LayerNorm::kEps);
 }
 
 }  // namespace
@@ -64,7 +57,7 @@ void parallel_for(int64_t count, int64_t grain, const RangeBody& body) {
 }
 
 at::Tensor norm(const at::Tensor& x, const LayerNorm& norm) {
-  if (!x.is_cpu()) return norm_on_device(x, norm);
+  if (!x.is_cpu()) return device::norm(x, norm, LayerNorm::kEps);
   const WideNorm wide(norm);
   at::Tensor h = at::empty_like(x);
   ForkForward<float> args;

@@ -14,6 +14,7 @@
 
 #include "acn/runtime/errors.h"
 #include "bucket.h"
+#include "device.h"
 #include "head.h"
 #include "model.h"
 #include "native_segment.h"
@@ -26,6 +27,7 @@ using at::Tensor;
 constexpr double kEps = 1e-12;
 
 Tensor normed(const Tensor& x, const LayerNorm& norm) {
+  if (!x.is_cpu()) return device::norm(x, norm, kEps);
   return at::layer_norm(x, {x.size(-1)}, norm.weight, norm.bias, kEps);
 }
 

@@ -1,6 +1,7 @@
 #include "exits.h"
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/linear.h>
 
 #include "../head.h"
 #include "acn/cuda/compact.h"
@@ -11,6 +12,10 @@ namespace acn::device {
 namespace {
 
 using at::Tensor;
+
+// Elements of a head's weight beyond which two launches more, for a product by a library, take less
+// time than it takes a block to read them for one row.
+constexpr int64_t kLargestFusedHead = 1 << 14;
 
 cuda::Tokens tokens_of(const Tensor& x) {
   if (!x.defined()) return {};
@@ -96,7 +101,15 @@ Tensor CudaExits::decide(const Model& model, LiveRows& rows, const Exit& exit,
   args.sample = rows.sample.mutable_data_ptr<int32_t>();
   args.depth = results.depth.mutable_data_ptr<int64_t>();
   args.stop = exit.depth;
-  check(cuda::exit_head(args, stream_of(x)), "exit_head");
+  const cudaStream_t stream = stream_of(x);
+  if (weight.numel() <= kLargestFusedHead) {
+    check(cuda::exit_head(args, stream), "exit_head");
+    return stays;
+  }
+  const Tensor pooled = at::empty({rows.size(), args.width}, x.options());
+  check(cuda::exit_pool(args, pooled.mutable_data_ptr(), stream), "exit_pool");
+  const Tensor logits = at::linear(pooled, weight, bias);
+  check(cuda::exit_decision(args, logits.const_data_ptr(), stream), "exit_decision");
   return stays;
 }
 

@@ -10,23 +10,39 @@
 
 namespace acn::device {
 
-at::Tensor accumulate_norm(const at::Tensor& x, at::Tensor& y, const LayerNorm& norm) {
-  cuda::AccumulateNorm args;
-  args.first = !y.defined();
-  if (args.first) y = at::empty(x.sizes(), x.options().dtype(at::kFloat));
+namespace {
+
+// y += x, where there is a y, and norm(x).
+at::Tensor sum_and_norm(const at::Tensor& given, float* y, bool first, const LayerNorm& norm,
+                        double eps) {
+  const at::Tensor x = given.contiguous();
   at::Tensor h = at::empty_like(x);
+  const at::Tensor weight = norm.weight.contiguous(), bias = norm.bias.contiguous();
+  cuda::AccumulateNorm args;
   args.width = x.size(-1);
   args.rows = x.numel() / args.width;
   args.x = {x.const_data_ptr(), args.width, dtype_of(x)};
-  args.y = y.mutable_data_ptr<float>();
+  args.y = y;
+  args.first = first;
   args.h = {h.mutable_data_ptr(), dtype_of(h)};
-  const at::Tensor weight = norm.weight.contiguous(), bias = norm.bias.contiguous();
   args.weight = vector_of(weight);
   args.bias = vector_of(bias);
-  args.eps = LayerNorm::kEps;
+  args.eps = static_cast<float>(eps);
   args.norm = Norm::layer;
   check(cuda::accumulate_norm(args, stream_of(x)), "accumulate_norm");
   return h;
+}
+
+}  // namespace
+
+at::Tensor accumulate_norm(const at::Tensor& x, at::Tensor& y, const LayerNorm& norm) {
+  const bool first = !y.defined();
+  if (first) y = at::empty(x.sizes(), x.options().dtype(at::kFloat));
+  return sum_and_norm(x, y.mutable_data_ptr<float>(), first, norm, LayerNorm::kEps);
+}
+
+at::Tensor norm(const at::Tensor& x, const LayerNorm& norm, double eps) {
+  return sum_and_norm(x, nullptr, false, norm, eps);
 }
 
 namespace {
