@@ -15,7 +15,7 @@ from acn_kernels.models import create
 from acn_kernels.training.digits import Split
 from acn_kernels.training.schedules import DepthSchedule
 from benchmarks.paper import __main__ as command
-from benchmarks.paper import dry_run, exits, measures, records, report, runner, trained
+from benchmarks.paper import continual, dry_run, exits, measures, records, report, runner, trained
 from benchmarks.paper.experiments import EXPERIMENTS, NOT_RUN
 from benchmarks.paper.spec import PRESETS, Data, Row
 from benchmarks.paper.trained import Context, OutOfTime
@@ -67,6 +67,19 @@ def test_training_learns_and_resumes_where_time_ran_out(tmp_path):
     for one, other in zip(whole.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(one, other)
     assert torch.equal(torch.stack(again.gradient_norms), torch.stack(whole.gradient_norms))
+
+
+def test_tasks_that_are_done_are_kept_where_time_ran_out(tmp_path, monkeypatch):
+    plan = EXPERIMENTS["table3_cifar10"].plan("smoke")
+    given = plan.trainings["ACN, SI"], plan.options["tasks"], plan.options["strength"]
+    whole = continual.learn(Context(tmp_path / "whole", seed=0), *given)
+    over = [False, True, *[False] * len(plan.options["tasks"])]
+    monkeypatch.setattr(Context, "is_over", property(lambda _: over.pop(0)))
+    parts = Context(tmp_path / "parts", seed=0)
+    with pytest.raises(OutOfTime):
+        continual.learn(parts, *given)
+    assert continual.learn(parts, *given) == whole
+    assert len(over) == 1  # the first task was not trained again
 
 
 def test_what_is_done_is_kept_and_what_is_left_is_said(work, tmp_path, capsys, monkeypatch):

@@ -116,6 +116,9 @@ def test_another_final_norm_is_not_saved(tmp_path):
     model.blocks.norm.eps = 1e-3
     with pytest.raises(ValueError, match=r"blocks\.norm is LayerNorm with eps 0\.001; it would be"):
         model.save_pretrained(tmp_path / "eps")
+    model.blocks.norm = nn.Identity()
+    with pytest.raises(ValueError, match=r"blocks\.norm is Identity with eps None; it would be"):
+        model.save_pretrained(tmp_path / "none")
     model.blocks.norm = nn.RMSNorm(64)
     with pytest.raises(ValueError, match=r"blocks\.norm is RMSNorm"):
         model.save_pretrained(tmp_path / "rms")

@@ -18,8 +18,6 @@ from acn_kernels.text_table import text_table
 from acn_kernels.training.data import ImageData, load_images
 from acn_kernels.validation import check_device
 
-_MAX_DROP = 0.005
-
 
 def add_probe_arguments(parser: argparse.ArgumentParser) -> None:
     _add_model_and_data(parser, required=True)
@@ -38,7 +36,7 @@ def add_truncate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-drop", type=float, metavar="SHARE",
         help="with --data: keep as few layers as cost at most this of accuracy, on fresh data too "
-        f"({_MAX_DROP})",
+        "(0.005)",
     )  # fmt: skip
     parser.set_defaults(run=run_truncate)
 
@@ -100,8 +98,8 @@ def run_truncate(arguments: argparse.Namespace) -> int:
     model, depth = _model(arguments), arguments.depth
     if depth is None:
         data = _data(arguments, model)
-        max_drop = _MAX_DROP if arguments.max_drop is None else arguments.max_drop
-        found = calibrate(model, _batches(data.test, arguments), max_drop)
+        bound = {} if arguments.max_drop is None else {"max_drop": arguments.max_drop}
+        found = calibrate(model, _batches(data.test, arguments), **bound)
         print(found)
         depth = found.depth
     truncate(model, depth).save_pretrained(arguments.folder)

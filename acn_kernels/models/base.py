@@ -96,7 +96,9 @@ def check_loaded_alike(blocks: FusedACNStack, loaded: FusedACNStack) -> None:
 
 
 def _named(norm: nn.Module | None) -> str:
-    return "None" if norm is None else f"{type(norm).__name__} with eps {norm.eps}"
+    if norm is None:
+        return "None"
+    return f"{type(norm).__name__} with eps {getattr(norm, 'eps', None)}"
 
 
 def _kind_of(scales: Tensor | None) -> str:

@@ -19,6 +19,8 @@ class SynapticIntelligence:
 
     Around every optimiser step: ``loss + si.penalty()``, backward, ``si.before_step()``, step,
     ``si.after_step()``; after a task ``si.end_task()``.
+
+    Between two tasks ``state_dict()`` holds, beside the parameters, all that the next one needs.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], strength: float) -> None:
@@ -67,6 +69,15 @@ class SynapticIntelligence:
             self.importance, self._path, self.parameters, self.anchors, strict=True
         ):
             importance += path.clamp(min=0) / ((p - anchor).square() + _DAMPING)
+        self._start_task()
+
+    def state_dict(self) -> dict:
+        return {"importance": self.importance}
+
+    def load_state_dict(self, state: dict) -> None:
+        """The next task starts from the parameters as they are now."""
+        for importance, kept in zip(self.importance, state["importance"], strict=True):
+            importance.copy_(kept)
         self._start_task()
 
 

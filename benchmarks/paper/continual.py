@@ -7,19 +7,21 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
+from acn_kernels.files import written_whole
 from acn_kernels.models import create
 from acn_kernels.training.continual import SynapticIntelligence, average_accuracy, forgetting
 from acn_kernels.training.datasets import of_classes
 from acn_kernels.training.digits import Split
 from acn_kernels.training.trainer import Trainer
 from benchmarks.paper.spec import Metrics, Training
-from benchmarks.paper.trained import Context, batches
+from benchmarks.paper.trained import Context, OutOfTime, batches
 
 
 def learn(
     context: Context, training: Training, tasks: list[tuple[int, ...]], strength: float
 ) -> Metrics:
-    """Trains on ``tasks`` (tuples of classes) in turn, each through its own rows of the head.
+    """Trains on ``tasks`` (tuples of classes) in turn, each through its own rows of the head. Where
+    the time is over, the tasks that are done are kept.
 
     strength: of Synaptic Intelligence; 0 is naive fine-tuning.
     """
@@ -35,19 +37,36 @@ def learn(
     recipe = replace(training.recipe, seed=context.seed, weight_decay=0.0)
     si = SynapticIntelligence(model.parameters(), strength)
     accuracy = torch.zeros(len(tasks), len(tasks), dtype=torch.float64)
-    for t, (task, train) in enumerate(zip(tasks, parts[0], strict=True)):
+    file, done = context.file("continual", recipe, training, tasks, strength), 0
+    if file.is_file():
+        kept = torch.load(file, map_location=context.device)
+        model.load_state_dict(kept["model"])
+        si.load_state_dict(kept["si"])
+        accuracy, done = kept["accuracy"].cpu(), kept["tasks"]
+    replay = torch.device(context.device).type == "cuda"
+    for t, (task, train) in list(enumerate(zip(tasks, parts[0], strict=True)))[done:]:
 
         def loss(model, images, labels, step, task=task):
             own = model(images)[:, task[0] : task[-1] + 1]
             return F.cross_entropy(own, labels) + (si.penalty() if strength else 0.0)
 
-        trainer = Trainer(model, recipe, len(train.labels), loss, after_backward=si.before_step)
+        trainer = Trainer(
+            model, recipe, len(train.labels), loss, after_backward=si.before_step, replay=replay
+        )
         trainer.optimizer.register_step_post_hook(lambda *_: si.after_step())
         while not trainer.done:
+            if context.is_over:
+                raise OutOfTime
             trainer.train_epoch(train)
         si.end_task()
         for j, (other, test) in enumerate(zip(tasks, parts[1], strict=True)):
             accuracy[t, j] = _accuracy(model, test, other)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(file) as path:
+            torch.save({
+                "model": model.state_dict(), "si": si.state_dict(), "accuracy": accuracy,
+                "tasks": t + 1,
+            }, path)  # fmt: skip
     return {
         "average_accuracy": average_accuracy(accuracy),
         "forgetting": forgetting(accuracy),

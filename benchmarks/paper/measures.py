@@ -6,6 +6,7 @@ from collections import Counter
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from acn_kernels import analysis
 from acn_kernels.inference import cutoff_depth
@@ -97,20 +98,20 @@ def training_flops(training: Training, samples: int) -> float:
     depths = [training.depth.at(p, layers) if training.depth else layers for p in shares]
     frozen = [training.freeze.at(p, layers) if training.freeze else 0 for p in shares]
     wanted = sorted({layers, *depths, *({0, *frozen} if training.freeze else ())})
-    forward = _forward_flops(training, wanted)
+    forward = _forward_flops(training, model, wanted)
     passes = sum(
         count * (3 * forward[d] - (2 * (forward[f] - forward[0]) if f else 0))
         for (d, f), count in Counter(zip(depths, frozen, strict=True)).items()
     )
     if training.teacher is not None:
-        taught = len(build(training.teacher, classes=10, weights=False).blocks)
-        passes += steps * _forward_flops(training.teacher, [taught])[taught]
+        teacher = build(training.teacher, classes=10, weights=False)
+        taught = len(teacher.blocks)
+        passes += steps * _forward_flops(training.teacher, teacher, [taught])[taught]
     return passes / max(steps, 1) * recipe.epochs * samples
 
 
-def _forward_flops(training: Training, depths: list[int]) -> dict[int, int]:
+def _forward_flops(training: Training, model: nn.Module, depths: list[int]) -> dict[int, int]:
     """Of one sample, by depth."""
-    model = build(training, classes=10, weights=False)
     cost = analysis.costs(model, one_input(training, model), depths)
     return dict(zip(depths, cost.flops.tolist(), strict=True))
 

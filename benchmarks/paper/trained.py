@@ -91,11 +91,19 @@ class Context:
     def data(self, data: Data) -> Prepared:
         return prepared(data, self.data_dir, self.device)
 
+    def file(self, folder: str, *of: object) -> Path:
+        """Where something is kept that follows from ``of``, the device and this code."""
+        key = hashlib.sha256(repr((*of, self.device, sources())).encode()).hexdigest()[:24]
+        return self.work / folder / f"{key}.pt"
+
+    @property
+    def is_over(self) -> bool:
+        return self.deadline is not None and time.time() > self.deadline
+
     def trained(self, training: Training) -> Trained:
         """The network, from disk where this code has trained it before."""
         training = replace(training, recipe=replace(training.recipe, seed=self.seed))
-        key = hashlib.sha256(repr((training, self.device, sources())).encode()).hexdigest()[:24]
-        file = self.work / "networks" / f"{key}.pt"
+        file = self.file("networks", training)
         with _alone(file.with_suffix(".lock")):
             return self._trained(training, file)
 
@@ -120,7 +128,7 @@ class Context:
                 kept.test_accuracy.append(by_depth[-1])
             elif training.watch or trainer.done:
                 kept.test_accuracy.append(accuracy(trainer.network, data.test))
-            over = self.deadline is not None and time.time() > self.deadline
+            over = self.is_over
             if trainer.done or over or time.time() > saved + _SECONDS_BETWEEN_SAVES:
                 _save(file, trainer, kept)
                 saved = time.time()

@@ -6,7 +6,7 @@
 
 namespace acn::cuda {
 
-// kThreads threads of a block hold a token, kChunks chunks each, and have kTokens of them under way.
+// kThreads threads of a block hold a token, kChunks chunks each, with kTokens of them under way.
 template <int threads, int chunks, int block>
 struct BlockShape {
   static constexpr int kBlock = block;

@@ -28,12 +28,6 @@ Tensor sincos_2d(int64_t side, int64_t width) {
   return at::cat({x.sin(), x.cos(), y.sin(), y.cos()}, 1);
 }
 
-std::string written(at::IntArrayRef shape) {
-  std::ostringstream out;
-  out << shape;
-  return out.str();
-}
-
 class ImageModel final : public Model {
  public:
   ImageModel(const Config& config, const Tensors& weights)
@@ -48,9 +42,8 @@ class ImageModel final : public Model {
     const int64_t channels = config_.channels, size = config_.image_size;
     if (images.dim() != 4 || images.size(1) != channels || images.size(2) != size ||
         images.size(3) != size) {
-      throw std::invalid_argument(text("images has shape ", written(images.sizes()),
-                                       "; it takes [batch, ", channels, ", ", size, ", ", size,
-                                       "]"));
+      throw std::invalid_argument(text("images has shape ", images.sizes(), "; it takes [batch, ",
+                                       channels, ", ", size, ", ", size, "]"));
     }
     if (images.device() != device_ || images.scalar_type() != dtype_) {
       throw std::invalid_argument(text("images is ", images.scalar_type(), " on ",

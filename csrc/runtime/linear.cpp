@@ -19,9 +19,6 @@ namespace {
 
 using at::Tensor;
 
-// The least that ATen's product takes of rows or columns without losing half its speed.
-constexpr int64_t kLeast = 64;
-
 Tensor empty_rows(const Tensor& x, int64_t width) {
   std::vector<int64_t> shape = x.sizes().vec();
   shape.back() = width;
@@ -145,7 +142,7 @@ Tensor Mlp::operator()(Tensor x, const LayerNorm* before) const {
   if (!h.is_cpu()) return fc2(at::gelu(fc1(h)));
   // Of too few rows for all threads, each computes some of the hidden units instead, and what
   // those add to the output.
-  return sum_of_pieces(fc1.weight.size(0), kLeast, [&](int64_t begin, int64_t end) {
+  return sum_of_pieces(fc1.weight.size(0), kLeastOfProduct, [&](int64_t begin, int64_t end) {
     Tensor hidden = at::linear(h, fc1.weight.slice(0, begin, end));
     bias_gelu(hidden, fc1.bias.slice(0, begin, end));
     const Tensor weight = fc2.weight.slice(1, begin, end);
@@ -156,7 +153,7 @@ Tensor Mlp::operator()(Tensor x, const LayerNorm* before) const {
 Tensor Mlp::over_tokens(Tensor x) const {
   if (!x.is_cpu()) return token_mlp_on_device(x, fc1, fc2);
   if (fc1.packed && fc2.packed) return packed_token_mlp(x, fc1, fc2);
-  return in_pieces(x, 2, kLeast, [&](const Tensor& channels, int64_t) {
+  return in_pieces(x, 2, kLeastOfProduct, [&](const Tensor& channels, int64_t) {
     Tensor mixed = map_tokens(fc1, channels);
     bias_gelu(mixed, {});
     return map_tokens(fc2, mixed);

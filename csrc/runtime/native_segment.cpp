@@ -2,12 +2,11 @@
 
 #include <ATen/ops/add.h>
 #include <ATen/ops/lerp.h>
-#include <ATen/ops/linear.h>
 #include <ATen/ops/relu.h>
-#include <ATen/ops/scaled_dot_product_attention.h>
 
 #include <optional>
 
+#include "attention.h"
 #include "device.h"
 #include "pieces.h"
 
@@ -15,9 +14,6 @@ namespace acn {
 namespace {
 
 using at::Tensor;
-
-// The least that ATen's product takes of rows or columns without losing half its speed.
-constexpr int64_t kLeast = 64;
 
 // x [B, T, D] as rows [B T, D].
 Tensor rows_of(const Tensor& x) { return x.reshape({-1, x.size(-1)}); }
@@ -28,7 +24,7 @@ template <class Body>
 Tensor over_rows(const Tensor& x, const Body& body) {
   const Tensor rows = rows_of(x);
   const Tensor out = x.scalar_type() == at::kFloat ? body(rows, 0)
-                                                   : in_pieces(rows, 0, kLeast, body);
+                                                   : in_pieces(rows, 0, kLeastOfProduct, body);
   return out.view(x.sizes());
 }
 
@@ -43,49 +39,20 @@ class TransformerBlock final : public Block {
  public:
   TransformerBlock(const Tensors& weights, const std::string& at, const Config& config)
       : Block(norm_at(weights, at + "norm1"), config.alpha),
-        heads_(config.heads),
-        qkv_(linear_at(weights, at + "attn.qkv")),
-        proj_(linear_at(weights, at + "attn.proj")),
+        attention_(weights, at + "attn", config.heads),
         norm2_(norm_at(weights, at + "norm2")),
         mlp_{linear_at(weights, at + "mlp.fc1"), linear_at(weights, at + "mlp.fc2")} {}
 
   Tensor run(Tensor h, const Tensor& u, bool first_row) const override {
-    Tensor out = first_row ? attend_first(h) : attend(heads(qkv_(h), 3));
+    const Tensor mixed = attention_.mixed(h, {}, first_row);
     const Tensor u_rows = rows_of(first_row ? u.narrow(1, 0, 1) : u);
-    return over_rows(out, [&](const Tensor& rows, int64_t begin) {
-      return within(proj_(rows), u_rows.narrow(0, begin, rows.size(0)), norm2_, mlp_);
+    return over_rows(mixed, [&](const Tensor& rows, int64_t begin) {
+      return within(attention_.proj()(rows), u_rows.narrow(0, begin, rows.size(0)), norm2_, mlp_);
     });
   }
 
  private:
-  // `count` tensors [B, heads, T, D / heads] that lie beside each other in x.
-  std::vector<Tensor> heads(const Tensor& x, int64_t count) const {
-    std::vector<Tensor> parts;
-    for (const Tensor& part : x.unflatten(-1, {count, heads_, -1}).unbind(2)) {
-      parts.push_back(part.transpose(1, 2));
-    }
-    return parts;
-  }
-
-  static Tensor attend(const std::vector<Tensor>& qkv) {
-    Tensor out = at::scaled_dot_product_attention(qkv[0], qkv[1], qkv[2]);
-    return out.transpose(1, 2).flatten(2).contiguous();
-  }
-
-  // The first token asks, over the keys of all.
-  Tensor attend_first(const Tensor& h) const {
-    const int64_t width = h.size(2);
-    const auto part = [&](const Tensor& x, int64_t from, int64_t to) {
-      return at::linear(x, qkv_.weight.slice(0, from, to), qkv_.bias.slice(0, from, to));
-    };
-    const std::vector<Tensor> queries = heads(part(h.slice(1, 0, 1), 0, width), 1);
-    const std::vector<Tensor> rest = heads(part(h, width, 3 * width), 2);
-    return attend({queries[0], rest[0], rest[1]});
-  }
-
-  int64_t heads_;
-  Linear qkv_;
-  Linear proj_;
+  SelfAttention attention_;
   LayerNorm norm2_;
   Mlp mlp_;
 };

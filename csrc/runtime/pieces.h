@@ -11,6 +11,9 @@
 
 namespace acn {
 
+// The least that ATen's product takes of rows or columns without losing half its speed.
+constexpr int64_t kLeastOfProduct = 64;
+
 // How many threads are free to take `least` each of `size`; 1 in a parallel region.
 inline int64_t free_threads(int64_t size, int64_t least) {
   if (at::in_parallel_region()) return 1;

@@ -62,9 +62,10 @@ void Steps::load(const Tensor& input) {
   if (place.sizes() != input.sizes()) place = place.zero_().narrow(-1, 0, input.size(-1));
   place.copy_(input, /*non_blocking=*/true);
   if (batch == batch_) return;
-  batch_ = batch;
+  batch_ = -1;  // until both are queued
   samples_.fill_(-1);
   samples_.narrow(0, 0, batch).copy_(at::arange(batch, samples_.options()));
+  batch_ = batch;
 }
 
 void Steps::unload(int64_t batch, const Results& results) const {

@@ -5,7 +5,6 @@
 #include <ATen/ops/layer_norm.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/minimum.h>
-#include <ATen/ops/scaled_dot_product_attention.h>
 #include <ATen/ops/tensor.h>
 
 #include <algorithm>
@@ -13,6 +12,7 @@
 #include <cmath>
 
 #include "acn/runtime/errors.h"
+#include "attention.h"
 #include "bucket.h"
 #include "device.h"
 #include "head.h"
@@ -34,10 +34,8 @@ Tensor normed(const Tensor& x, const LayerNorm& norm) {
 class PostNormBlock {
  public:
   PostNormBlock(const Tensors& weights, const std::string& at, const Config& config)
-      : heads_(config.heads),
-        around_(1 - config.alpha),
-        qkv_(linear_at(weights, at + "attn.qkv")),
-        proj_(linear_at(weights, at + "attn.proj")),
+      : around_(1 - config.alpha),
+        attention_(weights, at + "attn", config.heads),
         norm1_(norm_at(weights, at + "norm1")),
         mlp_{linear_at(weights, at + "mlp.fc1"), linear_at(weights, at + "mlp.fc2")},
         norm2_(norm_at(weights, at + "norm2")) {}
@@ -45,10 +43,9 @@ class PostNormBlock {
   // h = norm1(attention(x) + (1 - alpha) x), norm2(mlp(h) + (1 - alpha) h): [B, T, D], or
   // [B, 1, D] where the first token alone asks.
   Tensor run(const Tensor& x, const Tensor& mask, bool first_row) const {
-    const std::vector<Tensor> qkv = first_row ? heads_of_first(x) : heads(qkv_(x), 3);
-    Tensor mixed = at::scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], mask);
+    const Tensor mixed = attention_.mixed(x, mask, first_row);
     const Tensor asking = first_row ? x.narrow(1, 0, 1) : x;
-    const Tensor h = normed(plus(proj_(mixed.transpose(1, 2).flatten(2)), asking), norm1_);
+    const Tensor h = normed(plus(attention_.proj()(mixed), asking), norm1_);
     const Tensor given = around_ == 0 ? h : h.clone();  // the MLP may write where its input lies
     return normed(plus(mlp_(given), h), norm2_);
   }
@@ -59,30 +56,8 @@ class PostNormBlock {
     return around_ == 0 ? out : at::add(out, in, around_);
   }
 
-  // The first token's query, and the keys and values of all.
-  std::vector<Tensor> heads_of_first(const Tensor& x) const {
-    const int64_t width = x.size(2);
-    const auto part = [&](const Tensor& of, int64_t from, int64_t to, int64_t count) {
-      return heads(at::linear(of, qkv_.weight.slice(0, from, to), qkv_.bias.slice(0, from, to)),
-                   count);
-    };
-    const std::vector<Tensor> rest = part(x, width, 3 * width, 2);
-    return {part(x.narrow(1, 0, 1), 0, width, 1)[0], rest[0], rest[1]};
-  }
-
-  // `count` tensors [B, heads, T, D / heads] that lie beside each other in x.
-  std::vector<Tensor> heads(const Tensor& x, int64_t count) const {
-    std::vector<Tensor> parts;
-    for (const Tensor& one : x.unflatten(-1, {count, heads_, -1}).unbind(2)) {
-      parts.push_back(one.transpose(1, 2));
-    }
-    return parts;
-  }
-
-  int64_t heads_;
   double around_;
-  Linear qkv_;
-  Linear proj_;
+  SelfAttention attention_;
   LayerNorm norm1_;
   Mlp mlp_;
   LayerNorm norm2_;

@@ -12,16 +12,10 @@ namespace {
 constexpr int64_t kHeaderBytes = 1 << 16;
 constexpr int64_t kHeaderBytesPerTensor = 512;
 
-std::string written(at::IntArrayRef shape) {
-  std::string result;
-  for (const int64_t size : shape) result += (result.empty() ? "" : ", ") + std::to_string(size);
-  return "[" + result + "]";
-}
-
 void check_shape(const std::string& name, at::IntArrayRef shape, at::IntArrayRef expected) {
   if (shape != expected) {
-    throw FormatError(text("tensor '", name, "' has shape ", written(shape),
-                           "; the configuration takes ", written(expected)));
+    throw FormatError(text("tensor '", name, "' has shape ", shape, "; the configuration takes ",
+                           expected));
   }
 }
 

@@ -155,8 +155,8 @@ TEST(refusals) {
   it.gives(it.command + " --nonsense 3", 2, "--nonsense is unknown");
   it.gives(it.command + " --depth", 2, "--depth takes a value");
   it.gives(it.command + " --depth x", 2, "--depth is 'x'");
-  it.gives(it.command + " --threads 4294967297", 2, "at least 0 and at most 2147483647");
-  it.gives(it.command + " --threads 2147483648", 2, "--threads is '2147483648'");
+  it.gives(it.command + " --threads 4294967297", 2, "at least 0 and at most 1024");
+  it.gives(it.command + " --threads 1025", 2, "--threads is '1025'");
   it.gives(it.command + " --exits 1", 2, "go together");
   it.gives(it.command + " --exits 1,,2 --threshold 1", 2, "--exits is ''");
   it.gives(it.command + " --exits 1 --threshold -1", 2, "threshold is -1");

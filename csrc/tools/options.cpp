@@ -40,6 +40,7 @@ say; 2 the command line is wrong.
 namespace {
 
 constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
+constexpr int64_t kMostThreads = 1024;  // OpenMP ends the program where it cannot start as many
 
 int64_t whole(const std::string& name, const std::string& word, int64_t most = kMost) {
   int64_t value = 0;
@@ -135,7 +136,7 @@ Arguments parse_arguments(int argc, const char* const* argv) {
       {"--depth", into(arguments.run.depth)},
       {"--batch", into(arguments.batch)},
       {"--micro-batch", into(arguments.run.micro_batch)},
-      {"--threads", into(arguments.threads, std::numeric_limits<int>::max())},
+      {"--threads", into(arguments.threads, kMostThreads)},
       {"--bench", into(arguments.bench)},
   };
   std::vector<std::string> places;

@@ -37,6 +37,17 @@ void CapturedBatch::run(const at::Tensor& input, int64_t lag, const Results& res
   const std::lock_guard<std::mutex> one_at_a_time(mutex_);
   const cudaStream_t stream = stream_of(input);
   done_.hold(stream);
+  try {
+    queue(input, lag, results, stream);
+  } catch (...) {
+    done_.record(stream);  // what was queued before it still runs
+    throw;
+  }
+  done_.record(stream);
+}
+
+void CapturedBatch::queue(const at::Tensor& input, int64_t lag, const Results& results,
+                          cudaStream_t stream) {
   steps_->load(input);
   if (whole_) {
     whole_->launch(stream);
@@ -47,7 +58,6 @@ void CapturedBatch::run(const at::Tensor& input, int64_t lag, const Results& res
     run_lagged(pass, kind().stops.size(), kind().rows, lag);
   }
   steps_->unload(input.size(0), results);
-  done_.record(stream);
 }
 
 }  // namespace acn::device

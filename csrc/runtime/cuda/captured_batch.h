@@ -27,6 +27,8 @@ class CapturedBatch {
   void run(const at::Tensor& input, int64_t lag, const Results& results);
 
  private:
+  void queue(const at::Tensor& input, int64_t lag, const Results& results, cudaStream_t stream);
+
   CudaExits exits_;
   std::mutex mutex_;
   GraphPool pool_;  // outlives the graphs

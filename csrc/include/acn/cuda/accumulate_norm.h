@@ -9,7 +9,7 @@ struct AccumulateNorm {
   int64_t rows = 0;
   int64_t width = 0;
   Rows x;
-  // The running sum, without gaps: [N, D], or the rows that y_rows names. Null: none, and alpha is 1.
+  // The running sum, without gaps: [N, D], or the rows that y_rows names. Null: none; alpha is 1.
   float* y = nullptr;
   RowMap y_rows;       // with a map, alpha is 1
   bool first = false;  // y is written without being read

@@ -48,7 +48,8 @@ cudaError_t exit_head(const ExitHead& args, cudaStream_t stream);
 // The same in two parts, between which the caller applies the head: of many classes a library's
 // product is the faster one. Both take [B, ...] by row, whatever sample a row holds.
 
-// pooled [B, D] = mean over tokens of norm(y + scale * x), in x's dtype; nobody's rows are left alone
+// pooled [B, D] = mean over tokens of norm(y + scale * x), in x's dtype; nobody's rows stay as
+// they are
 cudaError_t exit_pool(const ExitHead& args, void* pooled, cudaStream_t stream);
 
 // The decision on logits [B, C], which it puts into args.logits.
