@@ -211,6 +211,36 @@ def exiting_model(**changes):
     return network.eval().to(DEVICE)
 
 
+STEMS = {
+    "plain": lambda own: own,
+    "no-bias": lambda own: nn.Conv2d(
+        own.in_channels, own.out_channels, own.kernel_size, own.stride, bias=False
+    ),
+    "overlapping": lambda own: nn.Conv2d(
+        own.in_channels, own.out_channels, own.kernel_size[0] + 2, own.stride, padding=1
+    ),
+    "hooked": lambda own: own,
+}
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_whatever_embeds_the_images(stem, monkeypatch):
+    network = exiting_model()
+    network.stem = STEMS[stem](network.stem).to(DEVICE)
+    nn.init.normal_(network.stem.weight)
+    if stem == "hooked":
+        network.stem.register_forward_hook(lambda _, given, out: 3 * out)
+    images = torch.randn(9, 1, 8, 8, device=DEVICE)
+    by_depth = network.logits_by_depth(images)
+    certainty = entropy(by_depth[1:])
+    threshold = certainty[0].sort().values[3:5].mean().item()
+    monkeypatch.setattr(EarlyExit, "_by_segments", lambda *_: pytest.fail("another path"))
+    logits, depth = EarlyExit(network, [1, 2, 3], threshold)(images)
+    expected = early_exit.first_exit(certainty, [0, 1, 2], threshold) + 1
+    assert torch.equal(depth, expected)
+    torch.testing.assert_close(logits, by_depth[expected, torch.arange(9, device=DEVICE)])
+
+
 @pytest.mark.parametrize("closing", [False, True], ids=["plain", "closing"])
 @pytest.mark.parametrize("scales", ["none", "learned", "without-input"])
 def test_early_exit_takes_the_kernel_by_itself(closing, scales, monkeypatch):

@@ -10,9 +10,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    apply_activation_checkpointing,
+)
 
 from acn_kernels import models
-from acn_kernels.blocks import FeedForwardStack
+from acn_kernels.blocks import FeedForwardStack, MixerBlock
 from acn_kernels.models import Model, create
 from acn_kernels.models.base import CONFIG_FILE, WEIGHTS_FILE
 
@@ -123,6 +126,31 @@ def test_another_final_norm_is_not_saved(tmp_path):
     with pytest.raises(ValueError, match=r"blocks\.norm is RMSNorm"):
         model.save_pretrained(tmp_path / "rms")
     assert not any(tmp_path.iterdir())
+
+
+PARTS = {
+    "mlp.act": (nn.GELU("tanh"), r"GELU\(approximate='tanh'\)"),
+    "mlp.fc1": (nn.Linear(64, 40), r"Linear\(in_features=64, out_features=40, bias=True\)"),
+    "norm1": (nn.LayerNorm(64, eps=1e-3), r"LayerNorm\(\(64,\), eps=0\.001"),
+    "norm2": (nn.RMSNorm(64), "RMSNorm"),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_layer_with_another_part_is_not_saved(part, tmp_path):
+    model = small("acn_vit_digits")
+    module, named = PARTS[part]
+    model.blocks[1].set_submodule(part, module)
+    with pytest.raises(ValueError, match=rf"blocks\.1\.{part} is {named}.*; it would be loaded as"):
+        model.save_pretrained(tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_checkpointed_layers_are_saved_as_what_they_are(tmp_path):
+    model = small()
+    apply_activation_checkpointing(model, check_fn=lambda m: isinstance(m, MixerBlock))
+    model.save_pretrained(tmp_path)
+    assert Model.from_pretrained(tmp_path).state_dict().keys() == small().state_dict().keys()
 
 
 @pytest.mark.parametrize("at", [WEIGHTS_FILE, CONFIG_FILE])

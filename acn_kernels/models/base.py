@@ -80,6 +80,9 @@ def write_model(folder: str | os.PathLike, weights: dict[str, Tensor], config: d
         path.write_text(json.dumps(config, indent=2) + "\n")
 
 
+_WRAPPED = "_checkpoint_wrapped_module."  # in the name of a part that PyTorch checkpoints
+
+
 def check_loaded_alike(blocks: FusedACNStack, loaded: FusedACNStack) -> None:
     """Raises ValueError where ``loaded``, of the configuration that would be saved, has another
     option than ``blocks``: weights alone would not make it the same network."""
@@ -93,6 +96,20 @@ def check_loaded_alike(blocks: FusedACNStack, loaded: FusedACNStack) -> None:
     kind, expected = _kind_of(blocks.scales), _kind_of(loaded.scales)
     if kind != expected:
         raise ValueError(f"blocks.scales are {kind}; they would be loaded as {expected}")
+    _check_parts_alike(blocks, loaded)
+
+
+def _check_parts_alike(blocks: FusedACNStack, loaded: FusedACNStack) -> None:
+    """The same of what the layers are made of: another activation, or another eps, has no weight
+    that could tell."""
+    given = {name.replace(_WRAPPED, ""): module for name, module in blocks.named_modules()}
+    for name, expected in loaded.named_modules():
+        module = given.get(name)
+        if module is None or isinstance(expected, nn.Dropout) or any(expected.children()):
+            continue
+        alike = isinstance(module, type(expected)) and module.extra_repr() == expected.extra_repr()
+        if not alike:
+            raise ValueError(f"blocks.{name} is {module}; it would be loaded as {expected}")
 
 
 def _named(norm: nn.Module | None) -> str:
