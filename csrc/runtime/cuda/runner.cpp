@@ -23,6 +23,7 @@ constexpr int64_t kMostRows = 64;   // of a batch that is captured: larger ones 
 constexpr size_t kMostCaptured = 8;  // kinds of batches that are kept
 constexpr size_t kMostSeen = 64;     // kinds that came once
 constexpr int64_t kPause = 64;       // calls between captures that take another's place
+constexpr int64_t kLongPause = 1024;  // after a capture that CUDA refused: memory may be free again
 
 // The captured batches of a model: those used last, and how they came to be.
 class Captures {
@@ -37,7 +38,7 @@ class Captures {
     if (wanted != Graphs::automatic) return by_name(kind, input, logits, wanted);
     ++calls_;
     if (const auto held = find(held_, kind)) return held;
-    if (refused_ || !comes_again(kind)) return nullptr;
+    if (calls_ < again_ || !comes_again(kind)) return nullptr;
     // Of more kinds than are kept, captures must not come to be most of the work.
     if (held_.size() == kMostCaptured && calls_ - captured_at_ < kPause) return nullptr;
     if (!asked_) {
@@ -51,7 +52,11 @@ class Captures {
         return keep(held_, kind, input, logits, whole);
       } catch (const std::exception& error) {
         report_.obstacle = text(whole ? "one graph: " : "graphs: ", error.what());
-        (whole ? whole_ : refused_) = !whole;
+        if (whole) {
+          whole_ = false;
+        } else {
+          again_ = calls_ + kLongPause;
+        }
       }
     }
     return nullptr;
@@ -121,7 +126,7 @@ class Captures {
   int64_t captured_at_ = 0;  // the call of the last capture
   bool asked_ = false;
   bool whole_ = false;
-  bool refused_ = false;
+  int64_t again_ = 0;  // the call before which nothing is captured
   GraphReport report_;
 };
 
