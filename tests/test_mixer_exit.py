@@ -220,6 +220,7 @@ STEMS = {
         own.in_channels, own.out_channels, own.kernel_size[0] + 2, own.stride, padding=1
     ),
     "hooked": lambda own: own,
+    "replaced": lambda own: own,
 }
 
 
@@ -230,6 +231,9 @@ def test_whatever_embeds_the_images(stem, monkeypatch):
     nn.init.normal_(network.stem.weight)
     if stem == "hooked":
         network.stem.register_forward_hook(lambda _, given, out: 3 * out)
+    if stem == "replaced":
+        own = network.embed
+        network.embed = lambda images: 2 * own(images)
     images = torch.randn(9, 1, 8, 8, device=DEVICE)
     by_depth = network.logits_by_depth(images)
     certainty = entropy(by_depth[1:])

@@ -146,9 +146,23 @@ def test_a_layer_with_another_part_is_not_saved(part, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_checkpointed_layers_are_saved_as_what_they_are(tmp_path):
+class TellingLinear(nn.Linear):
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, and more"
+
+
+@pytest.mark.parametrize("wrapped", [MixerBlock, nn.GELU, nn.LayerNorm, "compiled", "subclass"])
+def test_wrapped_parts_are_saved_as_what_they_are(wrapped, tmp_path):
     model = small()
-    apply_activation_checkpointing(model, check_fn=lambda m: isinstance(m, MixerBlock))
+    if wrapped == "compiled":
+        model.blocks[1].token_mlp.act = torch.compile(model.blocks[1].token_mlp.act)
+    elif wrapped == "subclass":
+        model.blocks[1].token_mlp.fc1.__class__ = TellingLinear
+    else:
+        final = model.blocks.norm
+        apply_activation_checkpointing(
+            model.blocks, check_fn=lambda m: type(m) is wrapped and m is not final
+        )
     model.save_pretrained(tmp_path)
     assert Model.from_pretrained(tmp_path).state_dict().keys() == small().state_dict().keys()
 

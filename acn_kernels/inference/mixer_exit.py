@@ -124,7 +124,7 @@ def _embedded(model: Mixer, images: Tensor) -> Tensor:
     """model.embed(images). Of patches that do not overlap it is one product, to whose result no
     convolution's layout has to be changed back: half of all that lies before the layers."""
     stem, patch = model.stem, model.config.patch_size
-    if not _is_product_of_patches(stem, patch):
+    if "embed" in vars(model) or not _is_product_of_patches(stem, patch):
         return model.embed(images)
     model.check_images(images)
     patches = images.unfold(2, patch, patch).unfold(3, patch, patch)  # [B, C, side, side, p, p]

@@ -80,7 +80,8 @@ def write_model(folder: str | os.PathLike, weights: dict[str, Tensor], config: d
         path.write_text(json.dumps(config, indent=2) + "\n")
 
 
-_WRAPPED = "_checkpoint_wrapped_module."  # in the name of a part that PyTorch checkpoints
+# Names that PyTorch's wrappers put before a part, and take out of its state-dict keys again.
+_WRAPPERS = {"_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_orig_mod"}
 
 
 def check_loaded_alike(blocks: FusedACNStack, loaded: FusedACNStack) -> None:
@@ -102,12 +103,15 @@ def check_loaded_alike(blocks: FusedACNStack, loaded: FusedACNStack) -> None:
 def _check_parts_alike(blocks: FusedACNStack, loaded: FusedACNStack) -> None:
     """The same of what the layers are made of: another activation, or another eps, has no weight
     that could tell."""
-    given = {name.replace(_WRAPPED, ""): module for name, module in blocks.named_modules()}
+    given = {}  # what is wrapped comes after its wrapper
+    for name, module in blocks.named_modules():
+        given[".".join(part for part in name.split(".") if part not in _WRAPPERS)] = module
     for name, expected in loaded.named_modules():
-        module = given.get(name)
+        module, kind = given.get(name), type(expected)
         if module is None or isinstance(expected, nn.Dropout) or any(expected.children()):
             continue
-        alike = isinstance(module, type(expected)) and module.extra_repr() == expected.extra_repr()
+        # A subclass may have more to say of itself.
+        alike = isinstance(module, kind) and kind.extra_repr(module) == expected.extra_repr()
         if not alike:
             raise ValueError(f"blocks.{name} is {module}; it would be loaded as {expected}")
 

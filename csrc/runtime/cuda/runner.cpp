@@ -41,7 +41,7 @@ class Captures {
     if (calls_ < again_ || !comes_again(kind)) return nullptr;
     // Of more kinds than are kept, captures must not come to be most of the work.
     if (held_.size() == kMostCaptured && calls_ - captured_at_ < kPause) return nullptr;
-    if (!asked_) {
+    if (!asked_) {  // anew after a pause
       asked_ = true;
       report_.obstacle = obstacle_to_whole(input);
       whole_ = report_.obstacle.empty();
@@ -56,6 +56,7 @@ class Captures {
           whole_ = false;
         } else {
           again_ = calls_ + kLongPause;
+          asked_ = false;
         }
       }
     }
