@@ -85,17 +85,23 @@ void multiply_panel(const Tiles& tiles, const Tile& whole, int64_t rows, int64_t
   int64_t from = 0;
   do {
     const int64_t depth = std::min(kDepthOfBlock, whole.depth - from);
+    const bool last = from + depth == whole.depth;
     for (int64_t i = 0; i < count; ++i) {
-      const int64_t row = i * rows / count, next = (i + 1) * rows / count;
+      const int64_t row = i * rows / count, end = (i + 1) * rows / count;
       Tile tile = whole;
       tile.a += row * whole.lda + from;
       tile.b += from * whole.ldb;
       tile.c += row * whole.ldc;
       tile.depth = depth;
+      if (i > 0) {
+        tile.next = nullptr;  // on its way
+      } else if (!last) {
+        tile.next = tile.b + depth * whole.ldb;
+      }
       if (whole.row_bias) tile.row_bias += row;
       tile.add = whole.add || from > 0;
-      tile.gelu = whole.gelu && from + depth == whole.depth;
-      tiles.run[next - row - 1](tile);
+      tile.gelu = whole.gelu && last;
+      tiles.run[end - row - 1](tile);
     }
     from += depth;
   } while (from < whole.depth);
@@ -143,6 +149,8 @@ void product(const Product& args, const ParallelFor& parallel) {
       const int64_t row = block * args.rows / blocks, next = (block + 1) * args.rows / blocks;
       const int64_t output = panel * weight.tiles().columns;
       Tile tile = weight.tile(panel);
+      // With few rows a layer's weights would not come from the L2 cache in time.
+      if (unit + 1 < end && panel + 1 < panels) tile.next = weight.tile(panel + 1).b;
       tile.a = args.x + row * args.stride;
       tile.lda = args.stride;
       tile.c = args.out + row * weight.outputs() + output;

@@ -7,13 +7,44 @@ typedef float Vector __attribute__((vector_size(4 * ACN_TILE_LANES)));
 typedef float Anywhere __attribute__((vector_size(4 * ACN_TILE_LANES), aligned(4), may_alias));
 
 constexpr int64_t kLanes = ACN_TILE_LANES;
+constexpr int kIntoL2 = 2;  // as __builtin_prefetch counts
 
-// Outer products of a column of A and two vectors of B, summed in registers.
-template <int kRows>
-ACN_TILE_TARGET void tile(const Tile& t) {
+// Outer products of a column of A and two vectors of B, added to sums in registers. kNext: the
+// lines of t.next are asked for meanwhile.
+template <bool kNext, int kRows>
+ACN_TILE_TARGET inline __attribute__((always_inline)) void add_products(
+    const Tile& t, Vector (&sum)[kRows][2]) {
   constexpr int kGroup = 3;  // rows that one pointer reaches: x86 addresses p, p + s and p + 2 s
   constexpr int kGroups = (kRows + kGroup - 1) / kGroup;
-  const int64_t lda = t.lda, ldb = t.ldb, ldc = t.ldc;
+  const int64_t lda = t.lda, ldb = t.ldb;
+  const float* a[kGroups];
+#pragma GCC unroll 16
+  for (int g = 0; g < kGroups; ++g) a[g] = t.a + g * kGroup * lda;
+  const float* b = t.b;
+  const float* next = t.next;
+  for (int64_t k = t.depth; k > 0; --k) {
+    const Vector b0 = *reinterpret_cast<const Anywhere*>(b);
+    const Vector b1 = *reinterpret_cast<const Anywhere*>(b + kLanes);
+    if constexpr (kNext) {
+      __builtin_prefetch(next, 0, kIntoL2);
+      __builtin_prefetch(next + kLanes, 0, kIntoL2);
+      next += ldb;
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const float factor = a[r / kGroup][r % kGroup * lda];
+      sum[r][0] += factor * b0;
+      sum[r][1] += factor * b1;
+    }
+    b += ldb;
+#pragma GCC unroll 16
+    for (int g = 0; g < kGroups; ++g) ++a[g];
+  }
+}
+
+template <int kRows>
+ACN_TILE_TARGET void tile(const Tile& t) {
+  const int64_t ldc = t.ldc;
   float* const c = t.c;
   Vector sum[kRows][2];
 #pragma GCC unroll 16
@@ -29,22 +60,10 @@ ACN_TILE_TARGET void tile(const Tile& t) {
       }
     }
   }
-  const float* a[kGroups];
-#pragma GCC unroll 16
-  for (int g = 0; g < kGroups; ++g) a[g] = t.a + g * kGroup * lda;
-  const float* b = t.b;
-  for (int64_t k = t.depth; k > 0; --k) {
-    const Vector b0 = *reinterpret_cast<const Anywhere*>(b);
-    const Vector b1 = *reinterpret_cast<const Anywhere*>(b + kLanes);
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-      const float factor = a[r / kGroup][r % kGroup * lda];
-      sum[r][0] += factor * b0;
-      sum[r][1] += factor * b1;
-    }
-    b += ldb;
-#pragma GCC unroll 16
-    for (int g = 0; g < kGroups; ++g) ++a[g];
+  if (t.next) {
+    add_products<true>(t, sum);
+  } else {
+    add_products<false>(t, sum);
   }
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {

@@ -218,6 +218,26 @@ TEST(a_panel_in_place_has_a_bias_for_each_row) {
   }
 }
 
+TEST(what_is_wanted_next_changes_no_sum) {
+  for (const Tiles& tiles : tiles_here()) {
+    const int64_t rows = tiles.rows + 1, depth = 11;
+    const Floats a = random(rows * depth), b = random(2 * depth * tiles.columns);
+    Floats c[2];
+    for (const bool next : {false, true}) {
+      c[next].assign(static_cast<size_t>(rows * tiles.columns), 7.0f);
+      Tile whole;
+      whole.a = a.data();
+      whole.lda = whole.depth = depth;
+      whole.b = b.data();
+      whole.ldb = whole.ldc = tiles.columns;
+      whole.next = next ? whole.b + depth * tiles.columns : nullptr;
+      whole.c = c[next].data();
+      multiply_panel(tiles, whole, rows, tiles.columns);
+    }
+    EXPECT(c[0] == c[1] && c[0][0] != 7.0f);
+  }
+}
+
 TEST(channel_mlps) {
   for (const Tiles& tiles : tiles_here()) {
     for (const int64_t rows : {1, 20, 150}) {

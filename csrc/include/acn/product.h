@@ -18,6 +18,7 @@ struct Tile {
   int64_t lda = 0;
   const float* b = nullptr;  // [depth, columns], rows `ldb` apart
   int64_t ldb = 0;
+  const float* next = nullptr;  // another B, wanted soon: the caches load it; null: there is none
   float* c = nullptr;  // [rows, columns], rows `ldc` apart
   int64_t ldc = 0;
   int64_t depth = 0;
