@@ -117,10 +117,10 @@ def test_a_network_that_would_be_loaded_as_another_is_not_saved(name, tmp_path):
 def test_another_final_norm_is_not_saved(tmp_path):
     model = small()
     model.blocks.norm.eps = 1e-3
-    with pytest.raises(ValueError, match=r"blocks\.norm is LayerNorm with eps 0\.001; it would be"):
+    with pytest.raises(ValueError, match=r"blocks\.norm is LayerNorm.*eps=0\.001.*; it would be"):
         model.save_pretrained(tmp_path / "eps")
     model.blocks.norm = nn.Identity()
-    with pytest.raises(ValueError, match=r"blocks\.norm is Identity with eps None; it would be"):
+    with pytest.raises(ValueError, match=r"blocks\.norm is Identity\(\); it would be"):
         model.save_pretrained(tmp_path / "none")
     model.blocks.norm = nn.RMSNorm(64)
     with pytest.raises(ValueError, match=r"blocks\.norm is RMSNorm"):

@@ -91,9 +91,8 @@ def check_loaded_alike(blocks: FusedACNStack, loaded: FusedACNStack) -> None:
         given, expected = getattr(blocks, name), getattr(loaded, name)
         if given is not expected and given != expected:
             raise ValueError(f"blocks.{name} is {given!r}; it would be loaded as {expected!r}")
-    norm, expected = _named(blocks.norm), _named(loaded.norm)
-    if norm != expected:
-        raise ValueError(f"blocks.norm is {norm}; it would be loaded as {expected}")
+    if (blocks.norm is None) != (loaded.norm is None):
+        raise ValueError(f"blocks.norm is {blocks.norm}; it would be loaded as {loaded.norm}")
     kind, expected = _kind_of(blocks.scales), _kind_of(loaded.scales)
     if kind != expected:
         raise ValueError(f"blocks.scales are {kind}; they would be loaded as {expected}")
@@ -114,12 +113,6 @@ def _check_parts_alike(blocks: FusedACNStack, loaded: FusedACNStack) -> None:
         alike = isinstance(module, kind) and kind.extra_repr(module) == expected.extra_repr()
         if not alike:
             raise ValueError(f"blocks.{name} is {module}; it would be loaded as {expected}")
-
-
-def _named(norm: nn.Module | None) -> str:
-    if norm is None:
-        return "None"
-    return f"{type(norm).__name__} with eps {getattr(norm, 'eps', None)}"
 
 
 def _kind_of(scales: Tensor | None) -> str:
