@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from acn_kernels.analysis import costs
 from acn_kernels.models import create
@@ -16,6 +17,7 @@ from acn_kernels.training.digits import Split
 from acn_kernels.training.schedules import DepthSchedule
 from benchmarks.paper import __main__ as command
 from benchmarks.paper import continual, dry_run, exits, measures, records, report, runner, trained
+from benchmarks.paper.altered import mirrored_and_shifted
 from benchmarks.paper.experiments import EXPERIMENTS, NOT_RUN
 from benchmarks.paper.spec import PRESETS, Data, Row
 from benchmarks.paper.trained import Context, OutOfTime
@@ -282,10 +284,66 @@ def test_dry_run_of_the_paper_needs_no_data(capsys):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_rows_name_networks_that_there_are(preset):
-    for experiment in EXPERIMENTS.values():
+    experiments = [e for e in EXPERIMENTS.values() if preset in e.presets]
+    assert experiments
+    for experiment in experiments:
         networks = experiment.plan(preset).trainings
-        assert all({row.of, row.against} <= set(networks) for row in experiment.rows)
+        everything = set(experiment.plan("smoke").trainings)  # that is tested
+        left_out = everything - set(networks)
+        assert set(networks) <= everything
+        assert not left_out or (experiment.name == "cheaper" and preset in ("small", "medium"))
+        assert all({row.of, row.against} <= everything for row in experiment.rows)
         assert all(training.loss in trained.LOSSES for training in networks.values())
+
+
+def test_a_preset_has_experiments_of_its_own(capsys):
+    assert command.main(["--preset", "medium", "--experiment", "fig6"]) == 2
+    assert "--preset medium has only cheaper" in capsys.readouterr().err
+    assert command.main(["--preset", "medium", "--all", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "cheaper" in printed and "fig6" not in printed
+
+
+def test_altered_images_are_mirrored_and_shifted():
+    images = torch.arange(2 * 3 * 10 * 8.0).view(2, 3, 10, 8)
+    torch.manual_seed(0)
+    found = set()
+    for _ in range(40):
+        for image, altered in zip(images, mirrored_and_shifted(images), strict=True):
+            found.update(ways_from(image, altered))
+    assert {mirrored for mirrored, _, _ in found} == {False, True}
+    assert {down for _, down, _ in found} == {right for _, _, right in found} == set(range(9))
+    torch.manual_seed(0)
+    first = mirrored_and_shifted(images)
+    torch.manual_seed(0)
+    assert mirrored_and_shifted(images).equal(first) and first.dtype == images.dtype
+    assert mirrored_and_shifted(images[:0]).shape == (0, 3, 10, 8)
+
+
+def ways_from(image, altered):
+    """(mirrored, down, right): how ``altered`` came from ``image``; one way at least."""
+    ways = [
+        (mirrored, down, right)
+        for mirrored in (False, True)
+        for down in range(9)
+        for right in range(9)
+        if F.pad(image.flip(-1) if mirrored else image, (4, 4, 4, 4), mode="reflect")[
+            :, down : down + 10, right : right + 8
+        ].equal(altered)
+    ]
+    assert ways
+    return ways
+
+
+def test_training_on_altered_images_goes_on_where_it_stopped(tmp_path):
+    training = replace(EXPERIMENTS["fig6"].plan("smoke").trainings["ACN"], altered=True)
+    whole = Context(tmp_path / "whole", seed=0).trained(training)
+    with pytest.raises(OutOfTime):
+        Context(tmp_path / "parts", seed=0, deadline=0.0).trained(training)
+    parts = Context(tmp_path / "parts", seed=0).trained(training)
+    assert parts.train_loss == whole.train_loss
+    as_they_are = Context(tmp_path / "whole", seed=0).trained(replace(training, altered=False))
+    assert as_they_are.train_loss != whole.train_loss
 
 
 def test_training_flops_follow_the_schedules_by_hand():

@@ -16,7 +16,7 @@ from benchmarks.paper.spec import PRESETS
 
 RUNS_LEFT, SOME_FAILED = 3, 1
 _JOBS_ON_A_CARD = 4
-_SEEDS = {"smoke": 1, "small": 2, "paper": 3}
+_SEEDS = {"smoke": 1, "small": 2, "medium": 3, "paper": 3}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
         "--experiment", action="append", choices=EXPERIMENTS, metavar="NAME", default=[],
         help=f"one of {', '.join(EXPERIMENTS)}; may be repeated",
     )  # fmt: skip
-    parser.add_argument("--seeds", type=int, help="1 (smoke), 2 (small), 3 (paper)")
+    parser.add_argument("--seeds", type=int, help="1 (smoke), 2 (small), 3 (medium, paper)")
     parser.add_argument("--data-dir", metavar="DIR", help=f"where the data is, or {DATA_DIR}")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/paper"), metavar="DIR")
     parser.add_argument(
@@ -55,7 +55,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
-    names = list(EXPERIMENTS) if arguments.all else arguments.experiment
+    preset = arguments.preset
+    there = [name for name, experiment in EXPERIMENTS.items() if preset in experiment.presets]
+    names = there if arguments.all else arguments.experiment
+    if not set(names) <= set(there):
+        print(f"--preset {preset} has only {', '.join(there)}", file=sys.stderr)
+        return 2
     seeds = _SEEDS[arguments.preset] if arguments.seeds is None else arguments.seeds
     jobs = arguments.jobs or (os.cpu_count() if arguments.device == "cpu" else _JOBS_ON_A_CARD)
     if not (names or arguments.report) or seeds < 1 or jobs < 1:

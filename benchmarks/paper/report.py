@@ -14,7 +14,7 @@ from acn_kernels.analysis import contributions_over_training
 from acn_kernels.files import written_whole
 from benchmarks.paper import records
 from benchmarks.paper.experiments import EXPERIMENTS, NOT_RUN
-from benchmarks.paper.spec import over_seeds
+from benchmarks.paper.spec import Experiment, over_seeds
 from benchmarks.paper.verdicts import EQUAL, LEGEND, Verdict, judge
 from benchmarks.report.tables import table
 
@@ -55,12 +55,10 @@ def markdown(results: dict[str, dict[str, Any]]) -> str:
     words = "\n".join(f"- `{word}`: {meaning}" for word, meaning in LEGEND.items())
     one_seed = "With one seed there is no spread, and the sign alone decides."
     parts += [_INTRODUCTION, words, f"{EQUAL}. {one_seed}"]
-    judged = {
-        name: [judge(row, results[name]["runs"] if name in results else {}) for row in e.rows]
-        for name, e in EXPERIMENTS.items()
-    }
+    shown = {n: e for n, e in EXPERIMENTS.items() if set(presets) <= set(e.presets)}
+    judged = {name: _judged(experiment, results.get(name)) for name, experiment in shown.items()}
     parts.append(overview(judged))
-    for name, experiment in EXPERIMENTS.items():
+    for name, experiment in shown.items():
         result, verdicts = results.get(name), judged[name]
         parts.append(f"## {experiment.title}")
         if experiment.note:
@@ -75,6 +73,14 @@ def markdown(results: dict[str, dict[str, Any]]) -> str:
     missing = [[what, f"not run: {why}"] for what, why in NOT_RUN.items()]
     parts += ["## Not repeated", table(["experiment", "why"], missing)]
     return "\n\n".join(parts) + "\n"
+
+
+def _judged(experiment: Experiment, result: dict[str, Any] | None) -> list[Verdict]:
+    """Of the networks that the preset trains."""
+    if result is None:
+        return [judge(row, {}) for row in experiment.rows]
+    runs = result["runs"]
+    return [judge(row, runs) for row in experiment.rows if {row.of, row.against} <= set(runs)]
 
 
 def overview(judged: Mapping[str, Sequence[Verdict]]) -> str:

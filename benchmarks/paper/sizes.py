@@ -1,4 +1,5 @@
-"""The three sizes that experiments come in: smoke (seconds), small (minutes on a CPU), paper."""
+"""The sizes that experiments come in: smoke (seconds), small (minutes on a CPU), medium (hours),
+paper."""
 
 from __future__ import annotations
 
@@ -13,6 +14,10 @@ _MIXER = {
     "small": (
         "acn_mixer_patch4_cifar",
         {"patch_size": 8, "width": 64, "depth": 8, "token_mlp": 32, "channel_mlp": 256},
+    ),
+    "medium": (
+        "acn_mixer_patch4_cifar",
+        {"width": 64, "depth": 8, "token_mlp": 32, "channel_mlp": 256},
     ),
     # Hidden 128, patch 4, channel MLP 512, token MLP 64, 16 layers.
     "paper": ("acn_mixer_patch4_cifar", {}),
@@ -38,6 +43,7 @@ _FAMILIES = {"mixer": _MIXER, "vit": _VIT, "bert": _BERT}
 CIFAR = {
     "smoke": Data("digits", train=320, test=200),
     "small": Data("cifar10", train=2000, test=1000),
+    "medium": Data("cifar10", train=10_000, test=5000),
     "paper": Data("cifar10"),
 }
 SST2 = {
@@ -48,7 +54,8 @@ SST2 = {
 # Images that networks of the small preset are soon sure of; with their shape in a Mixer.
 FASHION = {"small": Data("fashion", train=4000, test=2000), "paper": Data("fashion")}
 _FASHION_PATCH = {"small": 7, "paper": 4}
-_LR = {"smoke": 3e-3, "small": 2e-3, "paper": 1e-3}
+_ALTERED = ("medium",)  # else its networks, which have the epochs for it, learn images by heart
+_LR = {"smoke": 3e-3, "small": 2e-3, "medium": 2e-3, "paper": 1e-3}
 
 
 def training(
@@ -71,7 +78,10 @@ def training(
     changes = {**sized, "wiring": wiring, **changes}
     pairs = tuple(sorted(changes.items()))
     own = SST2 if family == "bert" else CIFAR
-    return Training(data or own[preset], name, pairs, recipe, loss, watch=watch, track=track)
+    return Training(
+        data or own[preset], name, pairs, recipe, loss, watch=watch, track=track,
+        altered=preset in _ALTERED,
+    )  # fmt: skip
 
 
 def twins(preset: str, epochs: dict[str, dict[str, int]], **options: Any) -> dict[str, Training]:
@@ -87,4 +97,4 @@ def fashion_shape(preset: str) -> dict[str, int]:
 
 def layers(preset: str, family: str = "mixer") -> int:
     """L, of the networks of the preset."""
-    return {"smoke": 4, "small": 8, "paper": 16 if family == "mixer" else 12}[preset]
+    return {"smoke": 4, "small": 8, "medium": 8, "paper": 16 if family == "mixer" else 12}[preset]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from benchmarks.paper.trained import Context
 
 ALIKE = 1.0  # a point of accuracy
-PRESETS = ("smoke", "small", "paper")
+PRESETS = ("smoke", "small", "medium", "paper")
 Metrics = dict[str, Any]  # numbers, and lists of numbers for pictures
 Runs = dict[str, dict[str, Metrics]]  # by network, then by seed
 
@@ -53,8 +53,8 @@ class Training:
     after every epoch, not only the last. track: do so at all depths, and keep the gradient norms of
     every epoch. first: how the weights begin, a name in FIRST_WEIGHTS there.
     start: the training whose network this one goes on from, cut where this one has fewer layers.
-    teacher: the training whose network tells this one what it makes of the same inputs. half:
-    forward passes are autocast to bfloat16.
+    teacher: the training whose network tells this one what it makes of the same inputs. altered:
+    images are mirrored and shifted by chance. half: forward passes are autocast to bfloat16.
     """
 
     data: Data
@@ -70,6 +70,7 @@ class Training:
     first: str = "default"
     start: Training | None = None
     teacher: Training | None = None
+    altered: bool = False
     half: bool = False
 
 
@@ -103,7 +104,7 @@ class Row:
 class Experiment:
     """note: where it deviates from the paper, in words. measure: (context, plan, network).
     summary: what the report says of the metrics by network and seed, beside the rows. draw: makes
-    a picture of them, into the file given."""
+    a picture of them, into the file given. presets: those that it comes in."""
 
     name: str
     title: str
@@ -113,6 +114,7 @@ class Experiment:
     note: str = ""
     summary: Callable[[Runs], str] | None = None
     draw: Callable[[Runs, Path], None] | None = None
+    presets: tuple[str, ...] = ("smoke", "small", "paper")
 
 
 def over_seeds(seeds: dict[str, Metrics], key: str) -> Tensor:
