@@ -222,6 +222,30 @@ def test_samples_of_like_length_share_a_batch():
     assert padding < 0.3 * sum((batch.max() - batch).sum() for batch in lengths.split(4))
 
 
+def test_batches_of_an_epoch_are_augmented_and_a_step_of_ones_own_is_not():
+    images, labels = batch(8)
+    seen = []
+
+    def loss(network, images, labels, step):
+        seen.append(images)
+        return final_loss(network, images, labels, step)
+
+    def shifted(images):
+        return images + torch.rand(len(images), 1, 1, 1)
+
+    trainer = Trainer(model(), Recipe(3, batch_size=4), 8, loss, augment=shifted)
+    trainer.train_epoch(Split(images, labels))
+    trainer.train_epoch(Split(images, labels))
+    trainer.train_on(images, labels)
+    first, second = torch.cat(seen[:2]), torch.cat(seen[2:4])
+    given = {image[0].sub(image[0, 0, 0]).sum().item() for image in images.double()}
+    for epoch in (first, second):
+        assert not torch.equal(epoch, images) and len(epoch) == 8
+        came_from = [image[0].sub(image[0, 0, 0]).sum().item() for image in epoch.double()]
+        assert all(min(abs(one - other) for other in given) < 1e-4 for one in came_from)
+    assert not torch.equal(first, second) and torch.equal(seen[4], images)
+
+
 def test_autocast_covers_the_forward_pass_alone():
     images, labels = batch(8)
     network, seen = model(), []

@@ -47,8 +47,9 @@ class DepthSchedule(NamedTuple):
         return max(1, math.ceil(share * layers - 1e-9))
 
 
-# The way to begin with: of those compared (benchmarks/paper/experiments/cheaper.py) the soonest at
-# the residual twin's accuracy, and of those in the twin's time the one with the best lower half.
+# Of the ways in the small preset of benchmarks/paper/experiments/cheaper.py the soonest at the
+# residual twin's accuracy, and of those in the twin's time the one with the best lower half. How it
+# does on more images: docs/train.md.
 GROWING = DepthSchedule(((0.0, 0.5), (0.25, 0.75), (0.5, 1.0)))
 
 

@@ -61,6 +61,9 @@ class Trainer:
         autocast: the dtype that the forward pass is autocast to, torch.bfloat16 say; None is not.
         length: of samples [N, ...] the lengths [N]. Those of like length share a batch then, as
             far as chance has put them near each other: less is padding.
+        augment: makes of every batch of an epoch the one that is trained on, by torch's own
+            random numbers, so that resuming goes on with them; None leaves it. It runs before
+            the step, outside of what is replayed.
 
     Raises:
         TypeError, ValueError: as ScheduledModel does.
@@ -79,10 +82,12 @@ class Trainer:
         replay: bool = False,
         autocast: torch.dtype | None = None,
         length: Callable[[Tensor], Tensor] | None = None,
+        augment: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.model, self.recipe, self.loss = model, recipe, loss
         self._scheduled = ScheduledModel(model, alpha, depth, freeze)
         self.after_backward, self.autocast, self.length = after_backward, autocast, length
+        self.augment = augment
         self.steps_per_epoch = recipe.steps_per_epoch(samples)
         self.step = Step(0, recipe.epochs * self.steps_per_epoch)
         parameters = list(model.parameters())
@@ -162,10 +167,13 @@ class Trainer:
     def train_epoch(self, data: Split) -> float:
         """All samples once, in an order that follows from the seed and the epoch; the mean loss."""
         losses = [
-            self.train_on(data.images[batch], data.labels[batch]) * len(batch)
+            self.train_on(self._augmented(data.images[batch]), data.labels[batch]) * len(batch)
             for batch in self._batches(data)
         ]
         return (torch.stack(losses).sum() / len(data.labels)).item()
+
+    def _augmented(self, images: Tensor) -> Tensor:
+        return images if self.augment is None else self.augment(images)
 
     def _batches(self, data: Split) -> list[Tensor]:
         """The samples of each batch of an epoch, by number."""

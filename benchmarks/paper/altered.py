@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from acn_kernels.training.losses import Loss, Step
-
 _MOST = 4  # pixels, as is usual for CIFAR-10 (Lee et al., arXiv 1409.5185, and many since)
 
 
@@ -24,13 +22,3 @@ def mirrored_and_shifted(images: Tensor) -> Tensor:
     sample = torch.arange(count, device=device).view(-1, 1, 1, 1)
     channel = torch.arange(channels, device=device).view(1, -1, 1, 1)
     return wide[sample, channel, rows, columns]
-
-
-class OnAltered:
-    """``loss`` on images that are altered anew at every step."""
-
-    def __init__(self, loss: Loss) -> None:
-        self.loss = loss
-
-    def __call__(self, model, images: Tensor, labels: Tensor, step: Step) -> Tensor:
-        return self.loss(model, mirrored_and_shifted(images), labels, step)

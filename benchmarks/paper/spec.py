@@ -54,7 +54,8 @@ class Training:
     every epoch. first: how the weights begin, a name in FIRST_WEIGHTS there.
     start: the training whose network this one goes on from, cut where this one has fewer layers.
     teacher: the training whose network tells this one what it makes of the same inputs. altered:
-    images are mirrored and shifted by chance. half: forward passes are autocast to bfloat16.
+    images are mirrored and shifted by chance while it trains. half: forward passes are autocast to
+    bfloat16.
     """
 
     data: Data

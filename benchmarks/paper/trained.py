@@ -29,7 +29,7 @@ from acn_kernels.training.losses import (
 )
 from acn_kernels.training.trainer import Trainer
 from benchmarks.paper import text_data
-from benchmarks.paper.altered import OnAltered
+from benchmarks.paper.altered import mirrored_and_shifted
 from benchmarks.paper.data import Prepared, prepared
 from benchmarks.paper.networks import build
 from benchmarks.paper.spec import Data, Training
@@ -46,7 +46,7 @@ LOSSES = {
     "layerskip": lambda c: LayerSkipLoss(p_max=0.1, e_scale=0.2),
 }
 
-# Those that do the same at every step.
+# Those that do the same at every step, and so may be replayed on a GPU.
 REPEATING = ("final", "shared head", "branches")
 
 FIRST_WEIGHTS = {
@@ -151,22 +151,16 @@ class Context:
         if training.teacher is not None:
             augment = text_data.word_dropout if training.data.tokens else None
             loss = DistillationLoss(self.trained(training.teacher).model, augment=augment)
-        if training.altered:
-            loss = OnAltered(loss)
         history = GradientHistory(model) if training.track else None
         trainer = Trainer(
             model, training.recipe, len(data.train.labels), loss, training.alpha,
             training.depth, training.freeze, history.note if history else None,
-            replay=torch.device(self.device).type == "cuda" and _repeats(training),
+            replay=torch.device(self.device).type == "cuda" and training.loss in REPEATING,
             autocast=torch.bfloat16 if training.half else None,
             length=text_data.lengths if training.data.tokens else None,
+            augment=mirrored_and_shifted if training.altered else None,
         )  # fmt: skip
         return trainer, Trained(model, loss), history
-
-
-def _repeats(training: Training) -> bool:
-    """Whether the steps may be replayed on a GPU; what chance alters there is not tested."""
-    return training.loss in REPEATING and not training.altered
 
 
 def accuracy(model: nn.Module, data: Split) -> float:

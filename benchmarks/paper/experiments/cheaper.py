@@ -64,7 +64,7 @@ LEFT_OUT = {
         "growing, closing step", "half the layers, alpha to 0.5", "residual, half the layers",
     },
     "medium": {
-        "ACN, twice the epochs", "annealed", "annealed from the bottom up", "ACN, Dirac weights",
+        "ACN", "ACN, twice the epochs", "annealed", "annealed from the bottom up", "ACN, Dirac weights",
         "annealed, then the lower half", "annealed, lower layers freeze", "annealed, growing",
     },
 }  # fmt: skip

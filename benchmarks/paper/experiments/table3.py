@@ -17,7 +17,7 @@ FASHION_DATA = {**FASHION, "small": replace(FASHION["small"], train=2000, test=1
 def plan(preset, data=None, classes=10, per_task=2, **changes):
     data, changes = data or CIFAR[preset], {"depth": DEPTH[preset], **changes}
     trainings = {
-        f"{name}, {method}": training(preset, wiring, EPOCHS, data=data, **changes)
+        f"{name}, {method}": training(preset, wiring, EPOCHS, data=data, altered=False, **changes)
         for name, wiring in (("residual", "residual"), ("ACN", "acn"))
         for method in ("naive", "SI")
     }
