@@ -64,8 +64,9 @@ LEFT_OUT = {
         "growing, closing step", "half the layers, alpha to 0.5", "residual, half the layers",
     },
     "medium": {
-        "ACN", "ACN, twice the epochs", "annealed", "annealed from the bottom up", "ACN, Dirac weights",
-        "annealed, then the lower half", "annealed, lower layers freeze", "annealed, growing",
+        "ACN", "ACN, twice the epochs", "ACN, Dirac weights", "annealed",
+        "annealed from the bottom up", "annealed, growing", "annealed, then the lower half",
+        "annealed, lower layers freeze",
     },
 }  # fmt: skip
 
