@@ -320,6 +320,15 @@ def test_altered_images_are_mirrored_and_shifted():
     assert mirrored_and_shifted(images[:0]).shape == (0, 3, 10, 8)
 
 
+@pytest.mark.gpu
+def test_images_are_altered_where_they_are():
+    images = torch.rand(8, 3, 32, 32, device="cuda")
+    altered = mirrored_and_shifted(images)
+    assert altered.device == images.device
+    for image, other in zip(images.cpu(), altered.cpu(), strict=True):
+        ways_from(image, other)
+
+
 def ways_from(image, altered):
     """(mirrored, down, right): how ``altered`` came from ``image``; one way at least."""
     ways = [
@@ -328,7 +337,7 @@ def ways_from(image, altered):
         for down in range(9)
         for right in range(9)
         if F.pad(image.flip(-1) if mirrored else image, (4, 4, 4, 4), mode="reflect")[
-            :, down : down + 10, right : right + 8
+            :, down : down + image.shape[1], right : right + image.shape[2]
         ].equal(altered)
     ]
     assert ways
