@@ -5,6 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -100,6 +105,43 @@ def test_runs_in_two_processes_give_the_same(work, tmp_path):
     runner.run(["fig6"], settings(tmp_path / "work", tmp_path / "two", jobs=2))
     one, two = (records.read_all(tmp_path / side / "smoke")[0] for side in ("one", "two"))
     assert one["runs"] == two["runs"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no process groups to ask")
+def test_ended_by_a_signal_it_leaves_no_process_behind(tmp_path):
+    """As ``timeout`` ends it: a worker that went on would take its core from what comes next."""
+    work = tmp_path / "work"
+    process = subprocess.Popen(
+        [
+            sys.executable, "-m", "benchmarks.paper", "--preset", "smoke", "--experiment", "fig6",
+            "--seeds", "200", "--jobs", "2", "--out", tmp_path / "out", "--work", work,
+        ],
+        start_new_session=True, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        until(lambda: list(work.glob("networks/*.lock")), seconds=120)
+        process.terminate()
+        assert process.wait(30) == 128 + signal.SIGTERM
+        until(lambda: not has_processes(process.pid), seconds=30)
+    finally:
+        if has_processes(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert not (tmp_path / "out").exists()
+
+
+def until(it_is_so, seconds):
+    deadline = time.monotonic() + seconds
+    while not it_is_so():
+        assert time.monotonic() < deadline, "it never came to be"
+        time.sleep(0.05)
+
+
+def has_processes(group):
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_missing_data_fails_with_its_reason(tmp_path, monkeypatch, capsys):

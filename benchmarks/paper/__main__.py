@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -61,17 +62,17 @@ def main(argv: list[str] | None = None) -> int:
     if not set(names) <= set(there):
         print(f"--preset {preset} has only {', '.join(there)}", file=sys.stderr)
         return 2
-    seeds = _SEEDS[arguments.preset] if arguments.seeds is None else arguments.seeds
+    seeds = _SEEDS[preset] if arguments.seeds is None else arguments.seeds
     jobs = arguments.jobs or (os.cpu_count() if arguments.device == "cpu" else _JOBS_ON_A_CARD)
     if not (names or arguments.report) or seeds < 1 or jobs < 1:
         print("name an experiment, or --all or --report; --seeds and --jobs take at least 1")
         return 2
     if arguments.dry_run:
-        print(describe(names, arguments.preset, seeds))
+        print(describe(names, preset, seeds))
         return 0
-    folder, status = arguments.out / arguments.preset, 0
+    folder, status = arguments.out / preset, 0
     if not arguments.report:
-        if arguments.preset != "smoke":
+        if preset != "smoke":
             try:
                 data_folder(arguments.data_dir)
             except (FileNotFoundError, ValueError) as error:
@@ -79,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
                 return 2
         deadline = None if arguments.budget is None else time.time() + arguments.budget
         outcome = runner.run(names, runner.Settings(
-            arguments.preset, seeds, arguments.out, arguments.work, arguments.data_dir,
+            preset, seeds, arguments.out, arguments.work, arguments.data_dir,
             arguments.device, jobs, deadline,
         ))  # fmt: skip
         if outcome.left:
@@ -94,4 +95,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # As Ctrl-C does: an end by the signal itself would leave the processes of the runs behind.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     sys.exit(main())
