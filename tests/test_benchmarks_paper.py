@@ -340,7 +340,7 @@ def test_rows_name_networks_that_there_are(preset):
 
 def test_a_preset_has_experiments_of_its_own(capsys):
     assert command.main(["--preset", "medium", "--experiment", "fig6"]) == 2
-    assert "--preset medium has only cheaper" in capsys.readouterr().err
+    assert "--preset medium has only fig1_2, table2, table5, cheaper" in capsys.readouterr().err
     assert command.main(["--preset", "medium", "--all", "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert "cheaper" in printed and "fig6" not in printed

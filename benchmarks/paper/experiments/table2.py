@@ -2,7 +2,7 @@
 
 from benchmarks.paper import measures
 from benchmarks.paper.experiments import fig1_2
-from benchmarks.paper.spec import Experiment, Plan, Row
+from benchmarks.paper.spec import PRESETS, Experiment, Plan, Row
 
 PAPER = {  # ACN, residual; ImageNet
     "gaussian 0.1": (69.50, 67.68),
@@ -35,4 +35,5 @@ EXPERIMENT = Experiment(
         for level, paper in PAPER.items()
     ),
     "the networks of Fig. 1-2 on CIFAR-10 in the place of ViT-B/16 on ImageNet-1K",
+    presets=PRESETS,
 )
