@@ -7,7 +7,7 @@ from torch import nn
 # Qualified by the package that defines them: a user's own `Block` is not timm's.
 _KNOWN: dict[str, frozenset[str]] = {
     "torch": frozenset({"TransformerEncoderLayer", "TransformerDecoderLayer"}),
-    "torchvision": frozenset({"EncoderBlock", "BasicBlock", "Bottleneck", "CNBlock", "MLPBlock"}),
+    "torchvision": frozenset({"EncoderBlock", "BasicBlock", "Bottleneck", "CNBlock"}),
     "timm": frozenset({
         "Block", "ResPostBlock", "LayerScaleBlock", "ParallelScalingBlock", "ParallelThingsBlock",
         "DiffParallelScalingBlock", "MixerBlock", "ResBlock", "SpatialGatingBlock", "EvaBlock",

@@ -8,12 +8,11 @@ from collections.abc import Callable
 import torch
 from torch.utils.checkpoint import checkpoint as checkpointed
 
-from acn_kernels.connection import has_entry_norms
+from acn_kernels.connection import Connection, RunningSum, has_entry_norms
 from acn_kernels.recompute import recomputing
 from acn_kernels.validation import (
     are_counted,
     changes_in_place,
-    changes_what_it_gets,
     check_layer_input,
     check_layer_output,
 )
@@ -50,8 +49,8 @@ def through(i, layer, x, connection, args, kwargs):
         check_layer_input(i, layer, x, before)
     else:
         u = connection.enter(x, None)
-        if not are_counted(u) and changes_what_it_gets(layer):
-            u = u.clone()
+        if not are_counted(u) and not _is_last_reader(i, connection):
+            u = u.clone()  # nothing would tell of a change in place
         before = changes_in_place(u)
         out = layer(u, *args, **kwargs)
         check_layer_input(i, layer, u, before)
@@ -60,3 +59,8 @@ def through(i, layer, x, connection, args, kwargs):
         shape = (*shape[:-2], len(rows.index), shape[-1])
     check_layer_output(i, layer, x, out, shape)
     return connection.leave(out) if connection.wiring.splits else out
+
+
+def _is_last_reader(i: int, connection: Connection) -> bool:
+    """Whether what layers[i] reads is in the sum already, nobody else's and read no more."""
+    return i > 0 and isinstance(connection, RunningSum) and not connection.wiring.splits

@@ -37,11 +37,14 @@ class NormSpec(NamedTuple):
             return None
         if layer:
             return cls("layer", module.weight, module.bias, module.eps)
-        # torch lets RMSNorm's eps default to that of the input's dtype, known at the call only.
+        # torch lets RMSNorm's eps default to that of the dtype it computes in, known at the call.
         return cls("rms", module.weight, None, module.eps if module.eps is not None else -1.0)
 
     def eps_for(self, dtype: torch.dtype) -> float:
-        return self.eps if self.eps >= 0 else torch.finfo(dtype).eps
+        """For inputs of ``dtype``."""
+        if self.eps >= 0:
+            return self.eps
+        return torch.finfo(torch.promote_types(dtype, torch.float32)).eps
 
 
 def _is_timms(module: nn.Module | None) -> bool:

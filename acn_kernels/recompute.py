@@ -79,13 +79,15 @@ def recomputing() -> Iterator[None]:
     def pack(kept: Tensor) -> Tensor | _Kept | _Again:
         if type(kept) not in (Tensor, nn.Parameter):  # a sharded one has no memory to point at
             return kept
+        # Autograd gives back the graph of what it unpacks. Held here, the graph would hold itself,
+        # by way of C++, where the collector of garbage does not look.
         found = offers.get(kept.untyped_storage().data_ptr())
         # Memory of an offered tensor that is gone may have become another's.
         h = None if found is None else found.tensor()
         if h is None or h._version != found.version or not kept.is_contiguous():
-            return _Kept(kept)
+            return _Kept(kept.detach())
         if kept.numel() != h.numel() or kept.dtype != h.dtype:
-            return _Kept(kept)
+            return _Kept(kept.detach())
         return _Again(found.again, found.sources, kept.shape)
 
     outer, _running.offers = getattr(_running, "offers", None), offers
@@ -94,6 +96,7 @@ def recomputing() -> Iterator[None]:
             yield
     finally:
         _running.offers = outer
+        offers.clear()  # pack is held by the graph, and so would be whatever they refer to
 
 
 def _unpack(kept: Tensor | _Kept | _Again) -> Tensor:

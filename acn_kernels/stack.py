@@ -32,6 +32,7 @@ from acn_kernels.validation import (
     check_flag,
     check_granularity,
     check_stack_input,
+    check_stack_sum,
     under_autocast,
 )
 from acn_kernels.whole_stack import WholeStack, whole_stack_of
@@ -171,9 +172,15 @@ class FusedACNStack(ScaledTerms):
         whole = whole_stack_of(self, x, depth, not (args or kwargs))
         if isinstance(whole, WholeStack):
             return self._whole(x, whole, depth)
-        if wiring.is_acn and torch.is_grad_enabled():
+        if wiring.is_acn and self._is_recorded(x):
             return self._joined(x, wiring, self._scales_by_layer(depth), args, kwargs)
         return self._finish(x, None, 0, depth, wiring, args, kwargs)
+
+    def _is_recorded(self, x: Tensor) -> bool:
+        if not torch.is_grad_enabled() or not torch.compiler.is_compiling():
+            return torch.is_grad_enabled()
+        # torch's tracer takes an autograd.Function that nobody asks for a gradient for another.
+        return x.requires_grad or any(p.requires_grad for p in self.parameters())
 
     def _whole(self, x: Tensor, whole: WholeStack, depth: int) -> Tensor:
         """All layers in one call; a norm that it does not know follows as the module it is."""
@@ -205,8 +212,8 @@ class FusedACNStack(ScaledTerms):
         """
         stop = check_depth(stop, len(self), True, "stop")
         start = check_depth(start, stop, True, "start")
-        given = x
-        x, y, _ = self._advance(x, y, start, stop, self._wiring(x), args, kwargs)
+        given, wiring = x, self._wiring_of_state(x, y)
+        x, y, _ = self._advance(x, y, start, stop, wiring, args, kwargs)
         return x, y.clone() if y is given else y
 
     def finish(
@@ -224,9 +231,9 @@ class FusedACNStack(ScaledTerms):
         computes no other rows of its output than those. Without gradients and at alpha = 1 it uses
         y up.
         """
-        stop = check_depth(stop, len(self), True, "stop")
+        stop = check_depth(stop, len(self), self.include_input or y is not None, "stop")
         start = check_depth(start, stop, True, "start")
-        return self._finish(x, y, start, stop, self._wiring(x), args, kwargs)
+        return self._finish(x, y, start, stop, self._wiring_of_state(x, y), args, kwargs)
 
     def _finish(self, x, y, start, stop, wiring, args, kwargs) -> Tensor:
         x, y, wiring = self._advance(x, y, start, stop, wiring, args, kwargs, closing=True)
@@ -240,7 +247,7 @@ class FusedACNStack(ScaledTerms):
     def output(self, x: Tensor, y: Tensor | None, depth: int) -> Tensor:
         """norm(y_depth) from the state (x_depth, y) that :meth:`advance` returned."""
         depth = check_depth(depth, len(self), self.include_input)
-        return self._output(x, y, depth, self._wiring(x))
+        return self._output(x, y, depth, self._wiring_of_state(x, y))
 
     def _output(self, x, y, depth, wiring, norm=True) -> Tensor:
         out = self._head_norm(self._sum(x, y, depth, wiring), x, norm)
@@ -334,7 +341,7 @@ class FusedACNStack(ScaledTerms):
         Raises:
             TypeError, ValueError: k is not an integer in [0, len(self)].
         """
-        return self[: check_depth(k, len(self), self.include_input, "k")]
+        return self[: check_depth(k, len(self), self.include_input, "k", optional=False)]
 
     def __getitem__(self, i: int | slice) -> nn.Module:
         """The layer i, or a stack of the layers in a slice, with the same norm and options."""
@@ -361,6 +368,12 @@ class FusedACNStack(ScaledTerms):
             indices = range(0 if self.include_input else 1, len(self) + 1)
         wanted = [k + len(self) + 1 if isinstance(k, int) and k < 0 else k for k in indices]
         return [check_depth(k, len(self), self.include_input, "indices") for k in wanted]
+
+    def _wiring_of_state(self, x: Tensor, y: Tensor | None) -> Wiring:
+        wiring = self._wiring(x)
+        if y is not None:
+            check_stack_sum(x, y, wiring.rows if wiring.is_acn else None)
+        return wiring
 
     def _wiring(self, x: Tensor) -> Wiring:
         check_stack_input(x, self._rows, _a_parameter(self))

@@ -100,12 +100,17 @@ def _rms_norm_backward(dh, x, weight, bias, mean, rstd, eps):
     rstd = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     normed = wide * rstd
     dweight = None
-    dbias = None if bias is None else dh.flatten(0, -2).sum(0).to(bias.dtype)
+    dbias = None if bias is None else _over_rows(dh).to(bias.dtype)
     if weight is not None:
-        dweight = (dh * normed).flatten(0, -2).sum(0).to(weight.dtype)
+        dweight = _over_rows(dh * normed).to(weight.dtype)
         dh = dh * weight
     dx = (dh - normed * (dh * normed).mean(-1, keepdim=True)) * rstd
     return dx, dweight, dbias
+
+
+def _over_rows(x: Tensor) -> Tensor:
+    """The sum [D] of all rows of x [..., D]."""
+    return x.reshape(-1, x.shape[-1]).sum(0)
 
 
 def add_into(y: Tensor | None, x: Tensor, scale: Tensor | None) -> Tensor:

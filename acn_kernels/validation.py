@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+from acn_kernels.reference import sum_dtype
+
+if TYPE_CHECKING:
+    from acn_kernels.rows import RowSelection
 
 GRANULARITIES = ("block", "sublayer")
 _STACK_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -62,10 +68,15 @@ def check_device(name: str) -> str:
 
 
 def check_depth(
-    depth: int | None, layers: int, include_input: bool, name: str = "depth", least: int = 0
+    depth: int | None,
+    layers: int,
+    include_input: bool,
+    name: str = "depth",
+    least: int = 0,
+    optional: bool = True,
 ) -> int:
-    """``depth``, or the number of layers where it is None."""
-    if depth is None:
+    """``depth``; the number of layers where it is None, if it is ``optional``."""
+    if depth is None and optional:
         depth = layers
     if isinstance(depth, bool) or not isinstance(depth, (int, torch.SymInt)):
         raise TypeError(f"{name} is {depth!r}; it takes an integer from {least} to {layers}")
@@ -115,6 +126,18 @@ def check_stack_input(x: Tensor, rows: object, parameter: Tensor | None) -> None
         raise ValueError(f"x is on {x.device}, the layers are on {parameter.device}")
 
 
+def check_stack_sum(x: Tensor, y: Tensor, rows: RowSelection | None) -> None:
+    """Raises where y is not the sum of terms like x, those ``rows`` of them."""
+    shape = x.shape if rows is None else (*x.shape[:-2], len(rows.index), x.shape[-1])
+    if not isinstance(y, Tensor):
+        raise TypeError(f"y is a {type(y).__name__}; it takes None or the sum, a tensor")
+    if y.shape != shape or y.dtype != sum_dtype(x.dtype):
+        raise ValueError(
+            f"y is {y.dtype} of shape {tuple(y.shape)}; the sum of terms like x is "
+            f"{sum_dtype(x.dtype)} of shape {tuple(shape)}"
+        )
+
+
 def check_labels(labels: Tensor, classes: int) -> None:
     """Raises where there is no label, or one that is none of 0 .. classes - 1: accuracies would
     all be alike, and any choice by them as good as another."""
@@ -137,11 +160,6 @@ def are_counted(x: Tensor) -> bool:
 def changes_in_place(x: Tensor) -> int:
     """PyTorch's own count of them, 0 where it keeps none."""
     return x._version if are_counted(x) else 0
-
-
-def changes_what_it_gets(layer: nn.Module) -> bool:
-    """Whether a module in ``layer`` may do so by its own words, as nn.ReLU(inplace=True)."""
-    return any(getattr(module, "inplace", False) for module in layer.modules())
 
 
 def check_layer_input(i: int, layer: nn.Module, u: Tensor, before: int) -> None:

@@ -299,6 +299,35 @@ def test_a_block_that_changes_its_input_in_place(gradients, alpha):
         FusedACNStack([block], alpha=alpha)(torch.randn(2, 3, 8))
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("rows", [None, "first"])
+@pytest.mark.parametrize("wrong", ["batch", "dtype", "tokens", "list"])
+def test_states_that_do_not_belong_together(wrong, rows, alpha):
+    stack = FusedACNStack([Shift(8), Shift(8)], nn.LayerNorm(8), alpha=alpha, rows=rows)
+    x, y = stack.advance(torch.randn(2, 3, 8), stop=1)
+    y = {
+        "batch": lambda: y[:1],
+        "dtype": lambda: y.double(),
+        "tokens": lambda: torch.cat([y, y], 1),
+        "list": lambda: [y],
+    }[wrong]()
+    message = r"y is (a list|torch\.float\d\d of shape \(.*\)); "
+    for use in (
+        lambda: stack.advance(x, y, start=1),
+        lambda: stack.finish(x, y, start=1),
+        lambda: stack.output(x, y, 1),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            use()
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_a_sum_without_a_term_is_not_finished(gradients):
+    stack = FusedACNStack([Shift(8)], nn.LayerNorm(8), include_input=False)
+    with torch.set_grad_enabled(gradients), pytest.raises(ValueError, match="stop is 0 and incl"):
+        stack.finish(torch.randn(2, 8), stop=0)
+
+
 def test_lists_of_another_length_after_an_edit():
     stack = FusedACNStack([nn.Linear(7, 7) for _ in range(3)], alpha=[0.1, 0.5, 0.9])
     del stack[0]

@@ -101,6 +101,38 @@ OPERATIONS = {
         ValueError,
         "a partial sum takes alpha 1",
     ),
+    "rows-tensor": (
+        lambda b: functional.fork(torch.ones(2, 3, 7), SPEC, rows=torch.tensor([0, 1]), backend=b),
+        TypeError,
+        "rows is a Tensor; it takes an acn_kernels.rows.RowSelection",
+    ),
+    "rows-tap": (
+        lambda b: functional.tap(torch.ones(2, 3, 7), rows=torch.tensor([0, 1, 2])),
+        TypeError,
+        "rows is a Tensor",
+    ),
+    "rows-of-others": (
+        lambda b: functional.fork(
+            torch.ones(2, 5, 7), SPEC, backend=b,
+            rows=Rows([0, 2]).resolve(3, torch.device("cpu")),
+        ),
+        ValueError,
+        r"rows were selected of 3 tokens; x has shape \(2, 5, 7\)",
+    ),
+    "step-rows-of-others": (
+        lambda b: functional.accumulate_norm(
+            torch.ones(2, 5, 7), rows=Rows([0, 2]).resolve(3, torch.device("cpu")), backend=b
+        ),
+        ValueError,
+        "rows were selected of 3 tokens",
+    ),
+    "rows-device": (
+        lambda b: functional.accumulate_norm(
+            torch.ones(2, 3, 7), rows=Rows([0, 2]).resolve(3, torch.device("meta")), backend=b
+        ),
+        ValueError,
+        "rows are on meta, x on cpu",
+    ),
     "backend": (
         lambda b: functional.norm(torch.ones(2, 7), SPEC, "mps"),
         ValueError,

@@ -217,16 +217,36 @@ def test_autocast_within_the_graph(backend):
     assert_close(y, truth, torch.bfloat16, roundings=4)
 
 
-@pytest.mark.parametrize("alpha", [0.0, 1.0])
+class ReluInPlace(nn.Module):
+    """Says nothing of it, as nn.ReLU(inplace=True) does."""
+
+    def forward(self, x):
+        return torch.relu_(x)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
-def test_layers_that_say_they_change_what_they_get_get_a_copy(mode, alpha):
+@pytest.mark.parametrize("relu", [lambda: nn.ReLU(inplace=True), ReluInPlace])
+def test_layers_that_change_what_they_get_get_a_copy(mode, alpha, relu):
+    """Where PyTorch counts no changes, so that they could not be refused."""
     torch._dynamo.reset()
-    layers = [nn.Sequential(nn.ReLU(inplace=True), nn.Linear(8, 8)) for _ in range(3)]
+    layers = [nn.Sequential(relu(), nn.Linear(8, 8)) for _ in range(3)]
     x = torch.randn(4, 8)
     stack = FusedACNStack(layers, alpha=alpha)
     other = FusedACNStack([nn.Sequential(nn.ReLU(), layer[1]) for layer in layers], alpha=alpha)
     with mode():
-        got = torch.compile(stack, backend="aot_eager")(x.clone())
+        given = x.clone()
+        got = torch.compile(stack, backend="aot_eager")(given)
         torch.testing.assert_close(got, other(x))
         if mode is torch.inference_mode:
-            torch.testing.assert_close(stack(x.clone()), other(x))
+            torch.testing.assert_close(stack(given), other(x))
+        assert torch.equal(given, x)
+
+
+@pytest.mark.parametrize("options", [{}, {"scales": "learned"}, {"rows": "first"}], ids=str)
+def test_a_frozen_stack_outside_of_no_grad(options):
+    torch._dynamo.reset()
+    stack = FusedACNStack([TransformerBlock(8, 2) for _ in range(2)], nn.LayerNorm(8), **options)
+    x = torch.randn(2, 3, 8)
+    compiled = torch.compile(stack.requires_grad_(False), backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), stack(x))

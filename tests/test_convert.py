@@ -121,6 +121,24 @@ def test_converted_again(name):
     assert_close(case.output(twin(**inputs)), truth)
 
 
+@pytest.mark.parametrize("at", [0, 1, 3])
+@pytest.mark.parametrize("alpha", [0.37, 1.0])
+def test_blocks_that_came_later_are_of_the_same_chain(at, alpha):
+    case, model, inputs = build("hf-gpt2")
+    new = copy.deepcopy(model.transformer.h[1])
+    nn.init.normal_(new.mlp.c_fc.weight)
+    twin = acn.convert(model, 1.0)
+    for longer in (model, twin):
+        blocks = list(longer.transformer.h)
+        blocks.insert(at, copy.deepcopy(new))
+        longer.transformer.h = nn.ModuleList(blocks)
+        longer.config.n_layer = len(blocks)
+        for i, block in enumerate(blocks):
+            block.attn.layer_idx = i
+    again, truth = acn.convert(twin, alpha), acn.convert(model, alpha)
+    assert_close(case.output(again(**inputs)), case.output(truth(**inputs)))
+
+
 def test_a_plain_sequential_is_returned_as_a_stack():
     layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, norm_first=True, batch_first=True)
     model = nn.Sequential(*(copy.deepcopy(layer) for _ in range(3))).double()

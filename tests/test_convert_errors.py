@@ -148,6 +148,12 @@ def test_a_stack_points_to_convert():
         acn.FusedACNStack([layer])
 
 
+def test_the_plain_mlp_of_torchvision_is_a_layer():
+    """It adds nothing: the block around it does."""
+    plain = type("MLPBlock", (nn.Sequential,), {"__module__": "torchvision.ops.misc"})
+    acn.FusedACNStack([plain(nn.Linear(D, D), nn.GELU())])
+
+
 def test_cross_attention_is_refused():
     library = import_transformers()
     model = library.GPT2Model(

@@ -155,6 +155,17 @@ def test_a_model_made_in_inference_mode(engine_alone):
             network.blocks[0].channel_mlp.fc1.weight[3].fill_(1.0)
 
 
+def test_positions_written_over():
+    network = network_of("vit")
+    images = images_for(network, 3)
+    early = EarlyExit(network, [], 0.0)
+    early(images)
+    network.positions.neg_()
+    torch.testing.assert_close(early(images).logits, network(images), rtol=1e-4, atol=1e-4)
+    network.positions.neg_()
+    torch.testing.assert_close(early(images).logits, network(images), rtol=1e-4, atol=1e-4)
+
+
 def test_what_the_engine_does_not_run():
     for changes in ({"wiring": "hybrid"}, {"wiring": "feedforward"}):
         network = create("acn_mixer_digits", depth=2, **changes)

@@ -17,7 +17,7 @@ from torch import nn
 from acn_kernels import EarlyExit, Engine, FusedACNStack, _extension, convert
 from acn_kernels.blocks import FeedForwardStack
 from acn_kernels.cli import main
-from acn_kernels.inference import export
+from acn_kernels.inference import export, programs
 from acn_kernels.models import create
 
 if _extension.module() is None:
@@ -180,3 +180,27 @@ def test_what_is_not_compiled(tmp_path):
     with pytest.raises(ValueError, match="aot_exits is 9"):
         export(Network(), tmp_path, aot_exits=[9], example=example)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("fails_at", ["embed", "forward_head", "compiling"])
+def test_what_fails_to_be_compiled_leaves_the_folder_as_it_was(fails_at, tmp_path, monkeypatch):
+    network_of("mixer").save_pretrained(tmp_path)
+    (tmp_path / "segment-0-1.pt2").write_bytes(b"of the mixer")
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    network, example = Network(), torch.randn(2, 3, 16, 16)
+    if fails_at == "embed":
+        example = example[:, :2]
+    elif fails_at == "forward_head":
+        monkeypatch.setattr(network, "head", nn.Identity())
+        monkeypatch.setattr(Network, "forward_head", lambda self, y: y)
+    else:
+        compiled = []
+
+        def compile_two(module, inputs, path, *_):
+            assert len(compiled) < 2, "the third one fails"
+            compiled.append(path.write_bytes(b"a part"))
+
+        monkeypatch.setattr(programs, "_compile", compile_two)
+    with pytest.raises((RuntimeError, ValueError, AssertionError)):
+        export(network, tmp_path, aot_exits=STOPS, example=example)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before

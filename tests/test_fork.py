@@ -196,6 +196,30 @@ def test_far_from_zero_mean(backend, dtype):
     assert_close(h, reference.norm(x.double().cpu(), NormSpec("layer")), among=100)
 
 
+@pytest.mark.parametrize("kind", ["layer", "rms"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_single_row(backend, kind):
+    x = packed((8,), torch.float32, device_of(backend)).requires_grad_()
+    weight = torch.ones(8, device=x.device, requires_grad=True)
+    h, term = functional.fork(x, NormSpec(kind, weight), backend=backend)
+    got = torch.autograd.grad((h * h).sum() + 2 * term.x.sum(), [x, weight])
+    wide = [t.detach().double().cpu().requires_grad_() for t in (x, weight)]
+    true = reference.norm(wide[0], NormSpec(kind, wide[1]))
+    truth = torch.autograd.grad((true * true).sum() + 2 * wide[0].sum(), wide)
+    for one, other in zip(got, truth, strict=True):
+        assert_close(one, other)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
+def test_rmsnorm_with_its_own_eps_is_torchs(backend, dtype):
+    """Numbers so small that it shows which: torch's is that of the dtype it computes in."""
+    module = torch.nn.RMSNorm(64).to(device_of(backend), dtype)
+    x = (packed((4, 64), torch.float32, device_of(backend)) * 1e-3).to(dtype)
+    assert_close(functional.norm(x, NormSpec.of(module), backend), module(x).double(), dtype)
+    assert_close(reference.norm(x, NormSpec.of(module)), module(x).double(), dtype)
+
+
 def test_reference_norm_is_torchs():
     """The truth itself, against PyTorch's own norms."""
     x, weight, bias = torch.randn(5, 7).double(), torch.randn(7).double(), torch.randn(7).double()

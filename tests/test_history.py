@@ -73,9 +73,31 @@ def test_models_train_cut_save_and_load(wiring, name, tmp_path):
 
 def test_what_has_no_state_refuses():
     network = create("acn_mixer_digits", depth=2, wiring="densenet").eval()
+    with pytest.raises(TypeError, match="blocks are a DenseNetStack"):
+        acn.EarlyExit(network, [1], 0.1)
     with pytest.raises(TypeError, match="it has no state"):
-        acn.EarlyExit(network, [1], 0.1)(torch.randn(1, 1, 8, 8))
+        network.blocks.advance(torch.randn(1, 4, 8))
     with pytest.raises(TypeError, match="which sums no outputs"):
         acn.gradients(network, (torch.randn(1, 1, 8, 8), torch.tensor([1])))
     with pytest.raises(ValueError, match="cut behind a layer"):
         network.blocks[1:]
+
+
+@pytest.mark.parametrize("kind", [DenseNetStack, DenseFormerStack])
+def test_list_methods_keep_each_layer_with_its_mixer(kind):
+    options = {"width": 8} if kind is DenseNetStack else {}
+    stack = kind([nn.Linear(8, 8) for _ in range(3)], **options)
+    x = torch.randn(2, 3, 8)
+    truth = stack(x, depth=2)
+    for change in (
+        lambda: stack.append(nn.Linear(8, 8)),
+        lambda: stack.insert(0, nn.Linear(8, 8)),
+        lambda: stack.pop(0),
+        lambda: stack.__delitem__(1),
+    ):
+        with pytest.raises(ValueError, match="of 3 layers may lose the last ones, no others"):
+            change()
+    stack.pop()
+    assert torch.equal(stack(x), truth) and len(stack.mixers) == 2
+    stack[0] = nn.Identity()
+    assert len(stack.mixers) == 2 and not torch.equal(stack(x), truth)

@@ -17,6 +17,8 @@ from acn_kernels.inference import (
     exit_threshold,
     probe,
 )
+from acn_kernels.inference.choice import choose
+from acn_kernels.inference.probe import accuracy_by_depth
 from acn_kernels.models import create
 
 EXITS = (1, 2, 3)
@@ -139,6 +141,13 @@ def test_models_that_do_not_come_in_parts():
             find(network, [batch])
 
 
+def test_layers_that_read_all_outputs():
+    network = create("acn_mixer_digits", depth=3, wiring="denseformer")
+    for use in (lambda: EarlyExit(network, [], 0.5), lambda: calibrate(network, [], 0.5)):
+        with pytest.raises(TypeError, match="blocks are a DenseFormerStack, whose layers"):
+            use()
+
+
 def test_every_module_is_put_back_into_its_mode():
     network, batches = model().train(), [(torch.randn(4, 1, 8, 8), torch.randint(10, (4,)))]
     network.blocks[1].eval()
@@ -161,6 +170,32 @@ def test_thresholds_of_samples_that_are_never_sure():
         cutoff_depth(torch.tensor([0.5, math.nan]), 0.01)
 
 
+def test_nan_is_no_answer():
+    """argmax takes it for the largest number: class 0 of a network that has diverged."""
+    labels = torch.zeros(900, dtype=torch.long)
+    logits = torch.randn(5, 900, 10)
+    logits[3:, :7] = torch.nan
+    right = (logits.argmax(-1) == 0).sum(1)
+    right[3:] -= 7
+    assert torch.equal(accuracy_by_depth(logits, labels), right.double() / 900)
+    for use in (
+        lambda: choose(logits, labels, [1, 2], 0.5),
+        lambda: exit_threshold(logits, labels, [1, 2], 0.5),
+    ):
+        with pytest.raises(ValueError, match="logits are NaN for 7 of 900 samples"):
+            use()
+    logits[4] = torch.randn(900, 10)
+    logits[4, :, 0] = 20.0  # the full network is always right, those below it hardly ever
+    assert choose(logits, labels, [3], 0.5).depth == 4
+    assert exit_threshold(logits, labels, [3], 0.005) < entropy(logits[3]).nanmedian()
+
+
+@pytest.mark.parametrize("exits", [[-1], [0], [4]])
+def test_exits_of_a_threshold(exits):
+    with pytest.raises(ValueError, match=f"exits (is|holds) {exits[0]}; it takes"):
+        exit_threshold(torch.randn(5, 40, 10), torch.randint(10, (40,)), exits, 0.1)
+
+
 @pytest.mark.parametrize(
     ("labels", "error", "message"),
     [
@@ -172,9 +207,9 @@ def test_thresholds_of_samples_that_are_never_sure():
 )
 def test_labels_that_are_no_classes(labels, error, message):
     network, images = model(), torch.randn(900, 1, 8, 8)
-    for choose in (probe, calibrate):
+    for chosen in (probe, calibrate):
         with pytest.raises(error, match=message):
-            choose(network, [(images, labels)])
+            chosen(network, [(images, labels)])
     with pytest.raises(error, match=message):
         exit_threshold(network.logits_by_depth(images), labels, EXITS, 0.01)
 

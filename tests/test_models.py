@@ -219,6 +219,9 @@ def test_foreign_files_are_refused(tmp_path):
         ({"dropout": 0.1}, "differs .* in dropout"),
         ({"width": 32}, "is not of this model"),
         ({"depth": "3"}, "config.json: depth is '3'"),
+        ({"alpha": "x"}, "config.json: alpha is "),
+        ({"alpha": 2}, "config.json: alpha is 2"),
+        ({"family": ["vit"]}, r"config.json names family \['vit'\]"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(config | change))
         with pytest.raises(ValueError, match=message):

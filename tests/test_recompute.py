@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -116,6 +118,48 @@ def test_an_offer_ends_with_its_tensor():
         y = sum((x @ weight).sum() for x in tensors)
     y.backward()
     assert weight.grad.isfinite().all()
+
+
+class Token:
+    """Gone when what holds it is."""
+
+
+class Marked(torch.autograd.Function):
+    """The identity, whose node in the graph holds a token."""
+
+    @staticmethod
+    def forward(ctx, x, token):
+        ctx.token = token
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, dx):
+        return dx, None
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_a_graph_that_nobody_runs_back_goes(backend, kind):
+    device = device_of(backend)
+    stack = FusedACNStack(
+        [BLOCKS[kind]() for _ in range(3)], nn.LayerNorm(16), backend=backend,
+        checkpoint="elementwise",
+    ).to(device)  # fmt: skip
+    tokens = []
+
+    def mark(module, given, out):
+        token = Token()
+        tokens.append(weakref.ref(token))
+        return Marked.apply(out, token)
+
+    for block in stack:
+        block.register_forward_hook(mark)
+    y = stack(packed((2, 6, 16), torch.float32, device))
+    assert all(token() is not None for token in tokens) and len(tokens) == 3
+    torch.autograd.grad(y.sum(), [stack.norm.weight], retain_graph=True)
+    del y
+    gc.collect()
+    assert all(token() is None for token in tokens)
 
 
 def test_outside_nothing_changes():

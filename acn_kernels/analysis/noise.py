@@ -9,6 +9,7 @@ from torch import Tensor
 
 from acn_kernels.analysis.results import Curves
 from acn_kernels.analysis.subnetworks import Batches
+from acn_kernels.inference.probe import right
 from acn_kernels.models import ImageClassifier
 from acn_kernels.modes import in_eval_mode
 
@@ -73,12 +74,14 @@ def noise_robustness(
 
 
 def _accuracy(model, batches, add, level, prepare, seed) -> Tensor:
-    generator, right, count = torch.Generator().manual_seed(seed), 0, 0
+    generator, found, count = torch.Generator().manual_seed(seed), 0, 0
     for images, labels in batches:
         noisy = add(images, level, generator) if level else images
-        right += (model(prepare(noisy)).argmax(-1) == labels).sum().item()
+        found += right(model(prepare(noisy)), labels).sum().item()
         count += len(labels)
-    return torch.tensor(right / count, dtype=torch.float64)
+    if not count:
+        raise ValueError("data holds no sample; it takes at least one")
+    return torch.tensor(found / count, dtype=torch.float64)
 
 
 def _check(images: Tensor, name: str, value: float, most: float) -> None:

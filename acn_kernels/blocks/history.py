@@ -68,6 +68,19 @@ class HistoryStack(FusedACNStack):
 
     finish = output = advance
 
+    def _renumber(self, layers: list[nn.Module]) -> None:
+        """As the list's own; mixers go with their layers, and none is made for another."""
+        mixers = self._modules.get("mixers")
+        if mixers is not None and len(layers) != len(mixers):
+            kept = self._numbered()[: len(layers)]
+            if [*map(id, layers)] != [*map(id, kept)]:
+                raise ValueError(
+                    f"a {type(self).__name__} of {len(mixers)} layers may lose the last ones, no "
+                    "others, and gain none: each has a mixer of its own place"
+                )
+            self.mixers = mixers[: len(layers)]
+        super()._renumber(layers)
+
     def __getitem__(self, i: int | slice) -> nn.Module:
         if not isinstance(i, slice):
             return super().__getitem__(i)

@@ -67,8 +67,10 @@ def convert(
         chain.alpha, chain.granularity = alpha, granularity
     for found in lists:
         chain = Chain(alpha, granularity)
-        for i, block in enumerate(found.blocks):
+        for block in found.blocks:
             block.__class__ = converted_class(ConvertedBlock, type(block))
+        # Those that an earlier call converted are of this chain too.
+        for i, block in enumerate(filter(_is_converted, found.module)):
             block._acn_chain, block._acn_first = chain, i == 0
         if _is_called_as_one(found):
             model = _replace(model, found.module, ConvertedStack(found.module, chain))
@@ -80,7 +82,7 @@ def convert(
 
 def chains(model: nn.Module) -> list[Chain]:
     """The chains of a converted model's lists of blocks."""
-    blocks = (module for module in model.modules() if isinstance(module, ConvertedBlock))
+    blocks = filter(_is_converted, model.modules())
     return list({id(block._acn_chain): block._acn_chain for block in blocks}.values())
 
 
@@ -108,7 +110,7 @@ def _lists(model: nn.Module) -> list[_List]:
                 f"{name or 'model'} is a {type(module).__name__} outside of any nn.ModuleList or "
                 "nn.Sequential; acn.convert takes a model with its blocks in such a list"
             )
-        converted = isinstance(module, ConvertedBlock) or _is_known(module)
+        converted = _is_converted(module) or _is_known(module)
         if not converted and residual_class(module) is not None:
             raise ValueError(
                 f"{name} is a {_full_name(type(module))}, which adds its own input to its output "
@@ -141,7 +143,11 @@ def _names(found: _List) -> list[str]:
 
 
 def _is_known(module: nn.Module) -> bool:
-    return not isinstance(module, ConvertedBlock) and adapter_of(type(module)) is not None
+    return not _is_converted(module) and adapter_of(type(module)) is not None
+
+
+def _is_converted(module: nn.Module) -> bool:
+    return isinstance(module, ConvertedBlock)
 
 
 def _is_called_as_one(found: _List) -> bool:

@@ -33,7 +33,7 @@ def truncate_converted(model: M, k: int) -> M:
     if len(found) != 1 or len(chains(model)) != 1:
         raise ValueError(f"model has {len(found)} lists of converted blocks; it takes one with one")
     ((name, blocks),) = found
-    check_depth(k, len(blocks), True, "k", least=1)
+    check_depth(k, len(blocks), True, "k", least=1, optional=False)
     return _with(model, name.split(".") if name else [], blocks[:k], k, {})
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from acn_kernels.norm_spec import NormSpec
+from acn_kernels.rows import RowSelection
 from acn_kernels.scales import check_scales
 from acn_kernels.validation import under_autocast
 
@@ -46,6 +47,22 @@ def check_norm(x: Tensor, spec: NormSpec) -> None:
             )
         if parameter.device != x.device:
             raise ValueError(f"spec.{name} is on {parameter.device}, x on {x.device}")
+
+
+def check_rows(x: Tensor, rows: RowSelection | None) -> None:
+    if rows is None:
+        return
+    if not isinstance(rows, RowSelection):
+        raise TypeError(
+            f"rows is a {type(rows).__name__}; it takes an acn_kernels.rows.RowSelection, as "
+            "Rows(...).resolve(tokens, device) makes it"
+        )
+    if x.dim() < 2 or len(rows.row_map) != x.shape[-2]:
+        raise ValueError(
+            f"rows were selected of {len(rows.row_map)} tokens; x has shape {tuple(x.shape)}"
+        )
+    if rows.index.device != x.device:
+        raise ValueError(f"rows are on {rows.index.device}, x on {x.device}")
 
 
 def check_sum(x: Tensor, layers: int, spec: NormSpec | None, scales: Tensor | None) -> None:

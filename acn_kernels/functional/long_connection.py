@@ -21,6 +21,7 @@ from acn_kernels.functional.checks import (
     check_input,
     check_like_first,
     check_norm,
+    check_rows,
     check_scale,
     is_recorded,
 )
@@ -54,10 +55,11 @@ def tap(x: Tensor, scale: Tensor | None = None, rows: RowSelection | None = None
         rows: the tokens that y keeps; None keeps all.
 
     Raises:
-        TypeError, ValueError: x or ``scale`` is of another kind.
+        TypeError, ValueError: an argument is of another kind, or ``rows`` of other tokens.
     """
     check_input("x", x)
     check_scale(scale)
+    check_rows(x, rows)
     if scale is None and rows is None:
         return Term(x)
     return Term(Tap.apply(x, scale, None if rows is None else rows.index), _detached(scale))
@@ -111,6 +113,7 @@ def fork(
 def _fork(x, spec, scale, rows, backend):
     check_input("x", x)
     check_norm(x, spec)
+    check_rows(x, rows)
     index, row_map = (None, None) if rows is None else rows
     norm = (spec.weight, spec.bias)
     how = (spec.eps_for(x.dtype), spec.kind)
@@ -197,6 +200,7 @@ def accumulate_norm(
     """
     check_input("x", x)
     check_scale(scale)
+    check_rows(x, rows)
     if torch.is_grad_enabled() and (x.requires_grad or (y is not None and y.requires_grad)):
         raise RuntimeError(
             "accumulate_norm has no gradient; call it under torch.no_grad() or use fork and join"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from acn_kernels.blocks import HistoryStack
 from acn_kernels.inference.engine_text import is_bert, text_batch
 from acn_kernels.models import ImageClassifier
 from acn_kernels.stack import FusedACNStack
@@ -68,6 +69,11 @@ def check_in_parts(model: nn.Module) -> None:
         raise TypeError(
             f"model is a {type(model).__name__}; it takes one with embed(inputs), blocks (a "
             "FusedACNStack) and forward_head(y)"
+        )
+    if isinstance(model.blocks, HistoryStack):
+        raise TypeError(
+            f"the model's blocks are a {type(model.blocks).__name__}, whose layers read all "
+            "outputs before them; it takes a stack whose layers read the last one and the sum"
         )
 
 

@@ -76,15 +76,15 @@ def calibrate(
     ``max_drop`` of the full network's.
 
     Args:
-        data: batches (inputs, labels) that the model was not trained on; the first one is what
-            times are measured on.
+        data: batches (inputs, labels) that the model was not trained on; the first one with
+            a sample in it is what times are measured on.
         max_drop: of accuracy, in (0, 1]; 0.005 is half a point.
         exits: depths in [1, L-1] at which samples may leave; None: at every eighth of the depth.
 
     Raises:
         TypeError: the model is no image classifier of :mod:`acn_kernels.models`.
-        ValueError: an argument is out of range, or ``data`` is too small to show such a bound;
-            the message says how many samples it takes.
+        ValueError: an argument is out of range; the full network's logits hold NaN; or ``data`` is
+            too small to show such a bound, and the message says how many samples it takes.
     """
     check_probed(model)
     batches = list(data)
@@ -95,7 +95,7 @@ def calibrate(
     logits, labels = probe_logits(model, batches)
     choice = choose(logits, labels, exits, max_drop)
     leaving = choice.exit_depths.bincount(minlength=layers + 1).double() / len(labels)
-    inputs = batches[0][0]
+    inputs = next(inputs for inputs, _ in batches if len(inputs))
     return Calibration(
         max_drop=max_drop,
         samples=len(labels),

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from acn_kernels.inference.criteria import check_exits
 from acn_kernels.inference.early_exit import entropy, first_exit
+from acn_kernels.inference.probe import right
 from acn_kernels.validation import check_labels
 
 
@@ -40,11 +42,14 @@ def exit_threshold(logits: Tensor, labels: Tensor, exits: Sequence[int], max_dro
         0.0 (nobody leaves early) where no threshold is good enough.
 
     Raises:
-        TypeError, ValueError: a label is none of the classes, or ``max_drop`` out of range.
+        TypeError, ValueError: an exit is no depth from 1 to L-1, a label none of the classes,
+            ``max_drop`` out of range, or the full network's logits hold NaN.
     """
     check_drop(max_drop)
+    exits = check_exits(exits, len(logits) - 1)
     check_labels(labels, logits.shape[-1])
-    full = (logits[-1].argmax(-1) == labels).double().mean()
+    check_full(logits)
+    full = right(logits[-1], labels).double().mean()
     certainty = entropy(logits)
     candidates = certainty[list(exits)].flatten().unique()
     candidates = candidates[~candidates.isnan()]  # who is never sure sets no threshold
@@ -55,10 +60,21 @@ def exit_threshold(logits: Tensor, labels: Tensor, exits: Sequence[int], max_dro
     for threshold in candidates.quantile(torch.linspace(0, 1, 201).to(candidates)):
         depth = first_exit(certainty, exits, float(threshold))
         chosen = logits[depth, torch.arange(len(labels))]
-        accuracy = (chosen.argmax(-1) == labels).double().mean()
+        accuracy = right(chosen, labels).double().mean()
         if accuracy >= full - max_drop - 1e-12:
             best = max(best, float(threshold))
     return best
+
+
+def check_full(logits: Tensor) -> None:
+    """Raises ValueError where the full network's logits, the last of [L+1, N, classes], hold NaN:
+    beside one that has diverged any other would do."""
+    lost = int(logits[-1].isnan().any(-1).sum())
+    if lost:
+        raise ValueError(
+            f"the full network's logits are NaN for {lost} of {logits.shape[1]} samples; it takes "
+            "a network that has an answer to all of them"
+        )
 
 
 def check_drop(max_drop: float) -> None:

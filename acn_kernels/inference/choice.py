@@ -15,9 +15,10 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-from acn_kernels.inference.calibration import check_drop
+from acn_kernels.inference.calibration import check_drop, check_full
 from acn_kernels.inference.early_exit import entropy, first_exit
 from acn_kernels.inference.paired import Paired, least_samples
+from acn_kernels.inference.probe import right
 
 CONFIDENCE = 0.95  # 19 of 20
 _Z = NormalDist().inv_cdf(1 - (1 - CONFIDENCE) / 2)
@@ -65,9 +66,11 @@ def choose(logits: Tensor, labels: Tensor, exits: Sequence[int], max_drop: float
         max_drop: of accuracy, in (0, 1].
 
     Raises:
-        ValueError: there are too few samples to show it of anything.
+        ValueError: there are too few samples to show it of anything, or the full network's logits
+            hold NaN.
     """
     check_drop(max_drop)
+    check_full(logits)
     least = least_samples(max_drop, _Z)
     if len(labels) < least:
         wanted = "no number of samples is enough" if least == math.inf else (
@@ -78,27 +81,27 @@ def choose(logits: Tensor, labels: Tensor, exits: Sequence[int], max_drop: float
             f"{CONFIDENCE:.0%} confidence, even of a network that is never wrong where the full "
             f"one is right, {wanted}"
         )
-    right = logits.argmax(-1) == labels
+    by_depth = right(logits, labels)
     depth = len(logits) - 1
-    while depth > 0 and _keeps(right[-1], right[depth - 1], max_drop):
+    while depth > 0 and _keeps(by_depth[-1], by_depth[depth - 1], max_drop):
         depth -= 1
     certainty, everyone = entropy(logits), torch.arange(len(labels), device=labels.device)
-    threshold, threshold_right = 0.0, right[-1]
+    threshold, threshold_right = 0.0, by_depth[-1]
     exit_depths = torch.full_like(labels, len(logits) - 1)
     most = math.log(max(logits.shape[-1], 2))
     for step in range(1, _THRESHOLDS + 1) if exits else ():
         candidate = most * step / _THRESHOLDS
         leaving = first_exit(certainty, exits, candidate)
-        candidate_right = right[leaving, everyone]
-        if not _keeps(right[-1], candidate_right, max_drop):
+        candidate_right = by_depth[leaving, everyone]
+        if not _keeps(by_depth[-1], candidate_right, max_drop):
             break
         threshold, threshold_right, exit_depths = candidate, candidate_right, leaving
     return Choice(
         depth,
-        Drop.of(right[-1], right[depth]),
+        Drop.of(by_depth[-1], by_depth[depth]),
         tuple(exits),
         threshold,
-        Drop.of(right[-1], threshold_right),
+        Drop.of(by_depth[-1], threshold_right),
         exit_depths,
     )
 

@@ -14,6 +14,7 @@ from acn_kernels import _extension
 from acn_kernels.inference.criteria import check_criterion, listed_exits
 from acn_kernels.inference.engine_image import image_config
 from acn_kernels.inference.engine_text import is_bert, text_config
+from acn_kernels.validation import check_size
 
 
 class EngineResult(NamedTuple):
@@ -82,7 +83,8 @@ class Engine:
     @staticmethod
     def from_model(model: nn.Module) -> Engine:
         """The engine of a live ViT, Mixer or ACN BERT for classification, on the device of its
-        tensors. Those are shared: a call computes with their values of that moment.
+        tensors. Those are shared: a call computes with their values of that moment. (A ViT's
+        positions are no weights: the engine computes the sines and cosines that they must be now.)
 
         On the CPU the fp32 weights of the products, up to 2^20 elements each, are copied too, into
         the order in which they are read, and copied again where a call finds that they have
@@ -160,10 +162,11 @@ class Engine:
             raise ValueError(f"threshold is None; it takes a number, as exits is {exits}")
         threshold = 0.0 if threshold is None else threshold
         check_criterion(criterion, threshold)
-        if depth is not None and depth < 0:
-            raise ValueError(f"depth is {depth}; it takes None or a number of layers")
-        if micro_batch is not None and micro_batch < 1:
-            raise ValueError(f"micro_batch is {micro_batch}; it takes None or at least 1")
+        for k in exits:
+            check_size("exits", k, 0)
+        for name, value, least in (("depth", depth, 0), ("micro_batch", micro_batch, 1)):
+            if value is not None:
+                check_size(name, value, least)
         logits, depths, stops, counts, undecided = self._native.run(
             inputs, exits, float(threshold), criterion,
             -1 if depth is None else depth, micro_batch or 0,

@@ -12,7 +12,7 @@ from acn_kernels.inference.engine_modules import DTYPES, obstacle_on
 from acn_kernels.inference.engine_text import is_bert, obstacle_in_texts
 from acn_kernels.kept import calls_are_plain
 from acn_kernels.models import Mixer, ViT
-from acn_kernels.validation import under_autocast
+from acn_kernels.validation import changes_in_place, under_autocast
 
 
 def obstacle_to_engine_of(model: nn.Module) -> str | None:
@@ -26,17 +26,24 @@ def obstacle_to_engine_of(model: nn.Module) -> str | None:
 
 class LiveEngine:
     """An engine of ``model``, and whether it still is that: modules and parameters may have been
-    replaced, hooks added, options set."""
+    replaced, hooks added, options set, a ViT's positions written over."""
 
     def __init__(self, model: nn.Module) -> None:
         """Raises ValueError where the engine does not run the model."""
         self.engine = Engine.from_model(model)
         self._model, self._composition = model, Composition([model])
+        # The engine makes its own, and so does not follow these as it does weights.
+        self._positions = getattr(model, "positions", None)
+        self._written = self._times_written()
 
     def is_current(self) -> bool:
-        """Whether the model is what the engine was made of, values of tensors aside: those the
+        """Whether the model is what the engine was made of, values of weights aside: those the
         engine follows by itself."""
-        return self._composition.is_that_of([self._model])
+        alike = self._times_written() == self._written
+        return alike and self._composition.is_that_of([self._model])
+
+    def _times_written(self) -> int:
+        return 0 if self._positions is None else changes_in_place(self._positions)
 
 
 def obstacle_to_engine(model: nn.Module, *inputs: Tensor) -> str | None:

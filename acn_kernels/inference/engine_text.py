@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from acn_kernels.blocks import Attention, Mlp, PostNormBlock, PostNormStack
 from acn_kernels.inference.engine_modules import obstacle_in_modules, obstacle_in_tensors
-from acn_kernels.models.base import CONFIG_FILE
+from acn_kernels.models.base import CONFIG_FILE, read_configuration
 
 _EPS = 1e-12
 
@@ -74,10 +73,10 @@ def saved_bert(folder: str | os.PathLike) -> nn.Module | None:
 
     Raises:
         FileNotFoundError: there is no configuration.
-        ValueError: the BERT has another head than that for classification.
+        ValueError: it is none, or the BERT has another head than that for classification.
     """
     path = Path(folder) / CONFIG_FILE
-    config = json.loads(path.read_text())
+    config = read_configuration(path)
     if config.get("model_type") != "acn_bert":
         return None
     from acn_kernels.models.huggingface import ACNBertForSequenceClassification as Classifier

@@ -69,4 +69,10 @@ def probe(model: ImageClassifier, data: Iterable[tuple[Tensor, Tensor]]) -> Tens
 
 def accuracy_by_depth(logits: Tensor, labels: Tensor) -> Tensor:
     """Accuracy [L+1] from logits [L+1, N, classes] and labels [N]."""
-    return (logits.argmax(-1) == labels).double().mean(1)
+    return right(logits, labels).double().mean(1)
+
+
+def right(logits: Tensor, labels: Tensor) -> Tensor:
+    """[..., N] bool: where logits [..., N, classes] are largest at the label [N]; never where they
+    hold NaN, which argmax takes for the largest."""
+    return (logits.argmax(-1) == labels) & ~logits.isnan().any(-1)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import tempfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -104,7 +106,7 @@ def compile_parts(
     model: nn.Module, folder: Path, stops: Sequence[int], example: Tensor | None
 ) -> None:
     """Writes ``model`` as programs alone: ``stem.pt2``, the segments, ``head.pt2``, and at last a
-    configuration of the family "compiled".
+    configuration of the family "compiled". They replace a model in ``folder``, once all are there.
 
     Args:
         model: with ``embed(inputs)``, ``blocks`` (a FusedACNStack) and ``forward_head(y)``, on the
@@ -117,16 +119,21 @@ def compile_parts(
     example = _checked(model, example)
     if stops[-1] == 0:
         raise ValueError("there are no layers; it takes at least one")
-    remove_programs(folder)
-    for other in (WEIGHTS_FILE, CONFIG_FILE):  # of what was there: programs hold their weights
-        (folder / other).unlink(missing_ok=True)
     x = _Stem(model)(example)
-    _compile(_Stem(model), [example], folder / "stem.pt2")
-    state = _compile_segments(model, x, folder, stops)
-    logits = _Head(model)(*state)
+    logits = _Head(model)(*_Segment(model.blocks, 0, stops[-1])(x))
     if logits.dim() != 2:
         raise ValueError(f"forward_head returns shape {tuple(logits.shape)}; it takes [B, classes]")
-    _compile(_Head(model), state, folder / "head.pt2")
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".parts-") as name:
+        parts = Path(name)
+        _compile(_Stem(model), [example], parts / "stem.pt2")
+        state = _compile_segments(model, x, parts, stops)
+        _compile(_Head(model), state, parts / "head.pt2")
+        remove_programs(folder)
+        for other in (CONFIG_FILE, WEIGHTS_FILE):  # of what was there: programs hold their weights
+            (folder / other).unlink(missing_ok=True)
+        for part in parts.iterdir():
+            os.replace(part, folder / part.name)
     config = {
         "family": "compiled",
         "depth": stops[-1],

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from acn_kernels.kernels.launch import as_rows, cdiv, row_tile
+from acn_kernels.kernels.launch import as_rows, cdiv, packed, row_tile
 from acn_kernels.kernels.row_norm import row_norm
 
 
@@ -78,7 +78,7 @@ def accumulate_norm(
     if rows:
         tile = row_tile(width)
         accumulate_norm_kernel[(cdiv(rows, tile.rows),)](
-            source, y, h, scale, row_map, weight, bias,
+            source, y, h, scale, row_map, packed(weight), packed(bias),
             rows, width, x.shape[-2] if row_map is not None else 1,
             y.shape[-2] if row_map is not None else 1, source.stride(0), alpha, eps,
             FIRST=first, HAS_SCALE=scale is not None, HAS_ROWS=row_map is not None,

@@ -12,7 +12,14 @@ import triton.language as tl
 from torch import Tensor
 
 from acn_kernels.kernels.activations import activated, activation_slope
-from acn_kernels.kernels.launch import as_rows, cdiv, column_sum_tile, column_tile, row_sum_programs
+from acn_kernels.kernels.launch import (
+    as_rows,
+    cdiv,
+    column_sum_tile,
+    column_tile,
+    packed,
+    row_sum_programs,
+)
 from acn_kernels.kernels.shares import add_shares, shares_of
 
 
@@ -64,7 +71,7 @@ def bias_gelu(z: Tensor, bias: Tensor) -> Tensor:
         tile = column_tile(width)
         grid = (cdiv(rows, tile.rows), cdiv(width, tile.width))
         bias_gelu_kernel[grid](
-            source, bias, h, rows, width, source.stride(0), **tile.launch_options()
+            source, packed(bias), h, rows, width, source.stride(0), **tile.launch_options()
         )
     return h
 
@@ -80,7 +87,8 @@ def bias_gelu_backward(dh: Tensor, z: Tensor, bias: Tensor) -> tuple[Tensor, Ten
     (dbias,) = shares = shares_of([bias], programs, z.device)
     if rows:
         bias_gelu_backward_kernel[(programs, columns)](
-            dh_rows, z_rows, bias, dz, dbias, rows, width, dh_rows.stride(0), z_rows.stride(0),
+            dh_rows, z_rows, packed(bias), dz, dbias, rows, width,
+            dh_rows.stride(0), z_rows.stride(0),
             **tile.launch_options(),
         )  # fmt: skip
     return (dz, *add_shares(shares, [bias], z))

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from acn_kernels.kernels.launch import cdiv, copy_tile
+from acn_kernels.kernels.launch import cdiv, copy_tile, packed
 
 
 @triton.jit
@@ -51,7 +51,7 @@ def compact(
         tile = copy_tile(width)
         grid = (cdiv(samples, tile.rows), cdiv(width, tile.width))
         compact_kernel[grid](
-            rows, stays, upto, out, samples, width, kept, rows.stride(0),
+            rows, packed(stays), upto, out, samples, width, kept, rows.stride(0),
             TILE_ROWS=tile.rows, TILE_WIDTH=tile.width, num_warps=tile.warps,
         )  # fmt: skip
     return outs, count

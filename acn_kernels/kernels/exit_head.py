@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from acn_kernels.kernels.launch import exit_tile
+from acn_kernels.kernels.launch import exit_tile, packed
 from acn_kernels.kernels.row_norm import row_norm
 
 
@@ -110,7 +110,7 @@ def exit_head(
     """
     if pooling == "first":
         x, y = x[:, :1], None if y is None else y[:, :1]
-    x, y = _packed(x), None if y is None else _packed(y)
+    x, y = _adjacent(x), None if y is None else _adjacent(y)
     samples, tokens, width = x.shape
     classes = len(weight)
     logits = x.new_empty(samples, classes)
@@ -119,8 +119,7 @@ def exit_head(
     live = x.new_zeros((), dtype=torch.int32)
     if samples:
         exit_head_kernel[(samples,)](
-            x, y, scale, norm_weight, norm_bias,
-            weight.contiguous(), None if bias is None else bias.contiguous(),
+            x, y, scale, packed(norm_weight), packed(norm_bias), packed(weight), packed(bias),
             logits, entropy, stays, live,
             tokens, width, classes, x.stride(0), x.stride(1),
             0 if y is None else y.stride(0), 0 if y is None else y.stride(1), eps, threshold,
@@ -132,6 +131,6 @@ def exit_head(
     return logits, entropy, stays, live
 
 
-def _packed(x: Tensor) -> Tensor:
+def _adjacent(x: Tensor) -> Tensor:
     """x itself where the elements of a row lie side by side, else a copy."""
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()

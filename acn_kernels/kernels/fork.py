@@ -16,6 +16,7 @@ from torch import Tensor
 from acn_kernels.kernels.launch import (
     as_rows,
     cdiv,
+    packed,
     row_sum_programs,
     row_sum_tile,
     single_row_tile,
@@ -128,7 +129,7 @@ def fork_forward(
         return h, mean, rstd
     tile = single_row_tile(width)
     fork_forward_kernel[(cdiv(rows, tile.rows),)](
-        source, h, mean, rstd, weight, bias, rows, width, source.stride(0), eps,
+        source, h, mean, rstd, packed(weight), packed(bias), rows, width, source.stride(0), eps,
         RMS=rms, HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None,
         **tile.launch_options(),
     )  # fmt: skip
@@ -164,7 +165,7 @@ def fork_backward(
     shares = shares_of(summed, programs, x.device)
     if rows:
         fork_backward_kernel[(programs,)](
-            dh_rows, x_rows, g_rows, dx, weight, mean, rstd, scale, row_map, *shares,
+            dh_rows, x_rows, g_rows, dx, packed(weight), mean, rstd, scale, row_map, *shares,
             rows, width, x.shape[-2] if has_rows else 1, g.shape[-2] if has_rows else 1,
             dh_rows.stride(0), x_rows.stride(0), g_rows.stride(0),
             RMS=kind == "rms", HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None,

@@ -18,6 +18,7 @@ from acn_kernels.kernels.launch import (
     MAX_SOURCES,
     as_rows,
     cdiv,
+    packed,
     row_tile,
 )
 from acn_kernels.kernels.row_norm import row_norm
@@ -80,6 +81,7 @@ def join_forward(
     sources = [as_rows(x).contiguous() for x in xs]
     rows, width = sources[0].shape
     deep = len(sources) > MAX_SOURCES
+    scales, weight, bias = packed(scales), packed(weight), packed(bias)
     y = out.new_empty(shape if norm or deep else 0, dtype=torch.float32)
     mean = out.new_empty(rows if kind == "layer" else 0, dtype=torch.float32)
     rstd = out.new_empty(rows if norm else 0, dtype=torch.float32)

@@ -62,6 +62,11 @@ def power_of_2(size: int) -> int:
     return 1 << max(0, size - 1).bit_length()
 
 
+def packed(x: Tensor | None) -> Tensor | None:
+    """x, which a kernel reads as one run of numbers: a weight, a bias, scales, flags."""
+    return None if x is None else x.contiguous()
+
+
 class RowTile(NamedTuple):
     """A tile of ``rows`` whole rows of ``width`` (a power of two, at least D) elements."""
 

@@ -15,7 +15,14 @@ import triton.language as tl
 from torch import Tensor
 
 from acn_kernels.kernels.activations import activated
-from acn_kernels.kernels.launch import LINEAR_STACK_STAGES, as_rows, cdiv, dot_precision, stack_tile
+from acn_kernels.kernels.launch import (
+    LINEAR_STACK_STAGES,
+    as_rows,
+    cdiv,
+    dot_precision,
+    packed,
+    stack_tile,
+)
 from acn_kernels.kernels.row_norm import row_norm
 from acn_kernels.kernels.tile_product import tile_product
 
@@ -120,8 +127,9 @@ def linear_stack(
     kept = x.new_empty((depth, rows, tile.width) if keep else 0)
     if rows:
         linear_stack_kernel[(cdiv(rows, tile.rows),)](
-            source, padded(weight, tile.width, 2), padded(bias, tile.width, 1), scales,
-            kept, tile.scratch(x, rows), y, out, mean, rstd, norm_weight, norm_bias,
+            source, padded(weight, tile.width, 2), padded(bias, tile.width, 1), packed(scales),
+            kept, tile.scratch(x, rows), y, out, mean, rstd,
+            packed(norm_weight), packed(norm_bias),
             rows, width, depth, source.stride(0), eps,
             ACTIVATION=activation, HAS_BIAS=bias is not None, HAS_SCALES=scales is not None,
             INCLUDE_INPUT=include_input, KEEP=keep, NORM=norm, RMS=kind == "rms",
@@ -135,5 +143,5 @@ def linear_stack(
 def padded(x: Tensor | None, width: int, axes: int) -> Tensor | None:
     """x with zeros behind its last ``axes`` axes, each ``width`` long then, and packed."""
     if x is None or x.shape[-1] == width:
-        return None if x is None else x.contiguous()
+        return packed(x)
     return F.pad(x, (0, width - x.shape[-1]) * axes)

@@ -19,6 +19,7 @@ from acn_kernels.kernels.launch import (
     cdiv,
     dot_precision,
     linear_stack_backward_stages,
+    packed,
     stack_backward_tile,
 )
 from acn_kernels.kernels.linear_stack import padded
@@ -115,7 +116,7 @@ def linear_stack_backward(
     shares = shares_of(summed, programs, x.device)
     if rows:
         linear_stack_backward_kernel[(programs,)](
-            g_rows, x_rows, padded(weight, tile.width, 2), scales, kept,
+            g_rows, x_rows, padded(weight, tile.width, 2), packed(scales), kept,
             tile.scratch(x, rows), dx, dz, inner, *shares,
             rows, width, depth, g_rows.stride(0), x_rows.stride(0),
             ACTIVATION=activation, HAS_BIAS=bias is not None, HAS_SCALES=scales is not None,

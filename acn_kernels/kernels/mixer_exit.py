@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from acn_kernels.kernels.launch import persistent_programs
-from acn_kernels.kernels.mixer_layer import mixer_layer, mixer_sizes, packed
+from acn_kernels.kernels.launch import packed, persistent_programs
+from acn_kernels.kernels.mixer_layer import all_packed, mixer_layer, mixer_sizes
 from acn_kernels.kernels.row_norm import row_norm
 
 _CLASS_CHUNK = 16  # as many as a matrix product takes at least
@@ -197,8 +197,9 @@ def mixer_exit(
     counts = x.new_zeros(layers + 1, dtype=torch.int32)
     if len(x):
         mixer_exit_kernel[(persistent_programs(x.device, len(x)),)](
-            x.contiguous(), packed(parameters), scales, weight, bias,
-            exits.to(torch.int32).contiguous(), head_weight.contiguous(), head_bias,
+            x.contiguous(), all_packed(parameters),
+            packed(scales), packed(weight), packed(bias), packed(exits.to(torch.int32)),
+            packed(head_weight), packed(head_bias),
             torch.zeros_like(counts[:1]), logits, depth, counts,
             len(x), layers, classes, layer_eps, eps, threshold,
             INCLUDE_INPUT=include_input, HAS_SCALES=scales is not None,

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from acn_kernels.kernels.activations import activated
-from acn_kernels.kernels.launch import dot_precision, mixer_tile
+from acn_kernels.kernels.launch import dot_precision, mixer_tile, packed
 from acn_kernels.kernels.row_norm import row_norm
 
 
@@ -107,9 +107,9 @@ def mixer_layer(
     return tl.where(mask, m, 0.0).to(x.dtype)
 
 
-def packed(parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def all_packed(parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """The parameters as the kernels take them."""
-    return tuple(parameter.contiguous() for parameter in parameters)
+    return tuple(map(packed, parameters))
 
 
 def mixer_sizes(

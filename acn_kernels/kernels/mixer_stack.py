@@ -13,7 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from acn_kernels.kernels.mixer_layer import mixer_layer, mixer_sizes, packed
+from acn_kernels.kernels.launch import packed
+from acn_kernels.kernels.mixer_layer import all_packed, mixer_layer, mixer_sizes
 from acn_kernels.kernels.row_norm import row_norm
 
 
@@ -95,7 +96,8 @@ def mixer_stack(
     samples = rows // x.shape[-2]
     if samples:
         mixer_stack_kernel[(samples,)](
-            x.contiguous(), packed(parameters), scales, out, y, mean, rstd, kept, weight, bias,
+            x.contiguous(), all_packed(parameters), packed(scales), out, y, mean, rstd, kept,
+            packed(weight), packed(bias),
             layers, layer_eps, eps,
             INCLUDE_INPUT=include_input, HAS_SCALES=scales is not None, KEEP=keep,
             NORM=kind != "none", RMS=kind == "rms",

@@ -20,11 +20,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from acn_kernels.kernels.launch import packed
 from acn_kernels.kernels.mixer_layer import (
+    all_packed,
     channel_mlp,
     layer_norm,
     mixer_sizes,
-    packed,
     read_matrix,
     token_mlp,
 )
@@ -248,7 +249,8 @@ def mixer_stack_backward(
         (layers + 1, samples * tokens) if scales is not None else 0, dtype=torch.float32
     )
     carry = x.new_empty(x.shape, dtype=torch.float32)
-    g, x_0, stacked = g.to(x.dtype).contiguous(), x.contiguous(), packed(parameters)
+    g, x_0, stacked = g.to(x.dtype).contiguous(), x.contiguous(), all_packed(parameters)
+    scales = packed(scales)
     options = {"HAS_SCALES": scales is not None, "SHARES": sum(sizes)}
     options |= mixer_sizes(x, parameters, backward=True)
     for layer in reversed(range(layers if samples else 0)):

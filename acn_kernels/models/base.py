@@ -36,6 +36,7 @@ def wire(
     *,
     family: type[FusedACNStack] = FusedACNStack,
     alpha: float | None = None,
+    takes: Sequence[str] = WIRINGS,
     **options,
 ) -> FusedACNStack:
     """The blocks as an ACN, as its residual or feed-forward twin, or as the hybrid of both; as the
@@ -44,13 +45,14 @@ def wire(
     Args:
         family: the stack whose ends, at alpha 1 and 0, are the ACN and the residual network.
         alpha: None is 1 for "acn" and 0 for "residual".
+        takes: those of WIRINGS that the blocks can have.
         options: further arguments of the stack.
 
     Raises:
-        ValueError: ``wiring`` is none of WIRINGS.
+        ValueError: ``wiring`` is none of ``takes``.
     """
-    if wiring not in WIRINGS:
-        raise ValueError(f"wiring is {wiring!r}; it takes one of {', '.join(WIRINGS)}")
+    if wiring not in takes:
+        raise ValueError(f"wiring is {wiring!r}; it takes one of {', '.join(takes)}")
     if wiring == "feedforward":
         return FeedForwardStack(blocks, norm, **options)
     if wiring == "hybrid":
@@ -189,9 +191,9 @@ class Model(nn.Module):
                 not belong to it.
         """
         folder = Path(folder)
-        config = _configuration(folder / CONFIG_FILE)
+        config = read_configuration(folder / CONFIG_FILE)
         family = config.pop("family", None)
-        if family not in Model.families:
+        if not isinstance(family, str) or family not in Model.families:
             raise ValueError(
                 f"{folder / CONFIG_FILE} names family {family!r}; "
                 f"it takes one of {', '.join(Model.families)}"
@@ -205,18 +207,19 @@ class Model(nn.Module):
             )
         try:
             model = cls(cls.config_class(**config))
+            if alpha is not None:
+                model.blocks.alpha = alpha
         except (TypeError, ValueError) as error:
             raise ValueError(f"{folder / CONFIG_FILE}: {error}") from error
         try:
             model.load_state_dict(load_file(folder / WEIGHTS_FILE))
         except (RuntimeError, SafetensorError) as error:
             raise ValueError(f"{folder / WEIGHTS_FILE} is not of this model: {error}") from error
-        if alpha is not None:
-            model.blocks.alpha = alpha
         return model
 
 
-def _configuration(path: Path) -> dict:
+def read_configuration(path: Path) -> dict:
+    """What a ``config.json`` holds; ValueError, naming it, where that is no configuration."""
     try:
         config = json.loads(path.read_text())
     except ValueError as error:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from acn_kernels.alpha_schedule import AlphaSchedule
 from acn_kernels.files import written_whole
+from acn_kernels.inference.probe import right
 from acn_kernels.models import PRESETS, ImageClassifier, ImageConfig, Model, create
 from acn_kernels.training.batches import Share, ShuffledBatches, loader
 from acn_kernels.training.checkpoint import (
@@ -273,7 +274,7 @@ class _Run:
             self.data.test, mine.split(self.recipe.batch_size), self.share
         ):
             logits = self.model.logits_by_depth(images.to(device))
-            correct += (logits.argmax(-1) == labels.to(device)).sum(1)
+            correct += right(logits, labels.to(device)).sum(1)
         return (self.accelerator.reduce(correct, "sum").double() / count).tolist()
 
     def _save(self) -> None:

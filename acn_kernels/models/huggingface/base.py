@@ -11,8 +11,11 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
-from acn_kernels.models.base import check_loaded_alike
+from acn_kernels.models.base import WIRINGS, check_loaded_alike
 from acn_kernels.stack import FusedACNStack
+
+# A history of outputs goes with neither granularity, learned scales nor norms behind the blocks.
+LANGUAGE_WIRINGS = tuple(wiring for wiring in WIRINGS if not wiring.startswith("dense"))
 
 
 class ACNPreTrainedModel(PreTrainedModel):

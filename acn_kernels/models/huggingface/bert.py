@@ -18,7 +18,7 @@ from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from acn_kernels.blocks import PostNormBlock, PostNormStack
 from acn_kernels.models.base import wire
-from acn_kernels.models.huggingface.base import ACNPreTrainedModel
+from acn_kernels.models.huggingface.base import LANGUAGE_WIRINGS, ACNPreTrainedModel
 from acn_kernels.stack import FusedACNStack
 
 
@@ -107,6 +107,7 @@ class ACNBertModel(ACNPreTrainedModel):
             config.wiring,
             family=PostNormStack,
             alpha=config.alpha,
+            takes=LANGUAGE_WIRINGS,
             granularity=config.granularity,
         )
         self.pooler = None

@@ -15,7 +15,7 @@ from transformers.utils.generic import can_return_tuple
 
 from acn_kernels.blocks import TransformerBlock
 from acn_kernels.models.base import wire
-from acn_kernels.models.huggingface.base import ACNPreTrainedModel
+from acn_kernels.models.huggingface.base import LANGUAGE_WIRINGS, ACNPreTrainedModel
 
 NORMS = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}
 
@@ -94,6 +94,7 @@ class ACNGPTModel(ACNPreTrainedModel):
             norm(width),
             config.wiring,
             alpha=config.alpha,
+            takes=LANGUAGE_WIRINGS,
             scales="learned" if config.learned_scales else None,
             granularity=config.granularity,
         )
