@@ -397,6 +397,29 @@ def test_training_on_altered_images_goes_on_where_it_stopped(tmp_path):
     assert as_they_are.train_loss != whole.train_loss
 
 
+def test_only_the_network_that_a_training_ends_with_counts():
+    ways = EXPERIMENTS["cheaper"].plan("small").trainings
+    kept = trained.Trained(None, None, test_accuracy=[0.3, 0.4, 0.5] * 4, seconds=[2.0] * 12)
+
+    def reached(name, accuracy, **changes):
+        found = measures.to_reach(replace(ways[name], **changes), kept, accuracy)
+        return found["epochs_to_reach"], found["seconds_to_reach"]
+
+    assert reached("ACN", 0.4) == (2, 4.0)
+    assert reached("ACN", 0.6) == (None, None)
+    # Of ten epochs all layers take part from the sixth on; the fifth ends a step before.
+    assert ways["growing"].recipe.epochs == 10
+    assert reached("growing", 0.3) == (6, 12.0) and reached("growing", 0.4) == (6, 12.0)
+    assert reached("growing", 0.5) == (6, 12.0)
+    # Of eight, alpha is where it ends from the fifth on; freezing changes no network.
+    assert reached("annealed", 0.3) == (5, 10.0)
+    assert reached("annealed from the bottom up", 0.5) == (6, 12.0)
+    assert reached("annealed, lower layers freeze", 0.5, alpha=None) == (3, 6.0)
+    # At its end every network is as it ends.
+    late = DepthSchedule(((0.0, 0.5), (0.99, 1.0)))
+    assert reached("growing", 0.3, depth=late) == (10, 20.0)
+
+
 def test_training_flops_follow_the_schedules_by_hand():
     ways = EXPERIMENTS["cheaper"].plan("smoke").trainings
     plain = ways["residual"]

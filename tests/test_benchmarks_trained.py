@@ -13,8 +13,9 @@ import acn_kernels as acn
 from acn_kernels.models import create
 from benchmarks.report import pictures
 from benchmarks.report.results import load
+from benchmarks.throughput.case import Setting
 from benchmarks.throughput.runner import Plan, run
-from benchmarks.throughput.trained import Trained, cases, points
+from benchmarks.throughput.trained import Trained, cases, curve, points
 
 pytest.importorskip("sklearn", reason="the images are scikit-learn's digits")
 LAYERS = 3
@@ -57,6 +58,16 @@ def test_the_network_for_others_computes_the_same(folder):
     images = trained.images_and_labels[0][:9]
     with torch.no_grad():
         torch.testing.assert_close(trained.network()(images), trained.model(images))
+
+
+@pytest.mark.parametrize(("batch", "images"), [(1, 128), (48, 144), (200, 200), (9999, None)])
+def test_every_way_runs_as_many_images(batch, images, folder):
+    """Full depth is timed on one batch, so many times: the batches have to be whole."""
+    trained = Trained("some", folder, "digits", "cpu")
+    (judged,) = trained.images_and_labels[0][trained.halves()[1]].shape[:1]
+    images = judged if images is None else images
+    ways = curve(trained, batch)(Setting("cpu"))
+    assert f"{images} images in batches of {batch}," in ways.what
 
 
 def test_files_and_pictures(folder, tmp_path):

@@ -68,6 +68,56 @@ def test_decay_leaves_learned_scales_alone():
     assert len(plain.param_groups) == 1
 
 
+def test_decay_leaves_averages_of_outputs_alone():
+    network = model(wiring="denseformer")
+    trainer = Trainer(network, Recipe(1, batch_size=16), 16)
+    spared = {id(p) for p in trainer.optimizer.param_groups[1]["params"]}
+    assert spared == {id(mixer.weight) for mixer in network.blocks.mixers}
+    assert model(wiring="densenet").no_weight_decay() == set()
+
+
+@pytest.mark.parametrize("seed", [-1, 2**62, True, 1.0])
+def test_seeds(seed):
+    with pytest.raises((TypeError, ValueError), match=f"seed is {seed!r}; it takes an integer fr"):
+        Recipe(1, seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"batch_size": 0}, ValueError, "batch_size is 0; it takes an integer of at least 1"),
+        ({"batch_size": -4}, ValueError, "batch_size is -4"),
+        ({"epochs": 1.5}, TypeError, "epochs is 1.5"),
+        ({"lr": float("nan")}, ValueError, "lr is nan; it takes a number from 0"),
+        ({"weight_decay": -1.0}, ValueError, "weight_decay is -1.0"),
+        ({"max_norm": 0.0}, ValueError, "max_norm is 0.0; it takes None or a positive number"),
+    ],
+)
+def test_recipes(changes, error, message):
+    with pytest.raises(error, match=message):
+        Recipe(**{"epochs": 1, **changes})
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [BottomUpAlpha(1.0, 1.5), BottomUpAlpha(-0.1, 0.5), FreezeSchedule(0.5, 2.0),
+     FreezeSchedule(-1, 0.5), FreezeSchedule(0.5, float("nan"))],
+)  # fmt: skip
+def test_schedules_out_of_range(schedule):
+    kind = "alpha" if isinstance(schedule, BottomUpAlpha) else "freeze"
+    with pytest.raises(ValueError, match=f"of the {type(schedule).__name__} is .*0 to 1"):
+        Trainer(model(), Recipe(1), 16, **{kind: schedule})
+
+
+def test_more_than_was_planned():
+    trainer = Trainer(model(), Recipe(1, batch_size=16), 16)
+    with pytest.raises(ValueError, match="data holds 64 samples, in another number of batches"):
+        trainer.train_epoch(data(64))
+    trainer.train_epoch(data())
+    with pytest.raises(RuntimeError, match="the training is over: all its 1 steps are done"):
+        trainer.train_epoch(data())
+
+
 @pytest.mark.parametrize("wiring", ["acn", "residual"])
 def test_only_layers_that_take_part_are_trained(wiring):
     network, samples = model(wiring=wiring), data()
@@ -107,6 +157,21 @@ def test_frozen_layers_cost_no_backward_pass():
     stem = 2 * 16 * tokens * width * 4
     # The stem, whose input takes no gradient, has half a backward pass.
     assert flops[0.0] - flops[0.5] == 2 * layer + stem
+
+
+def test_a_class_token_is_frozen_with_what_lies_around_it():
+    network = create("acn_vit_digits", depth=2, pool="first")
+    trainer = Trainer(network, Recipe(2, batch_size=16), 16, freeze=FreezeSchedule(0.0, 1.0))
+    trainer.train_epoch(data())
+    before = copy.deepcopy(network)
+    trainer._follow_schedules(0.99)
+    learns = {name for name, p in network.named_parameters() if p.requires_grad}
+    assert learns == {"blocks.norm.weight", "blocks.norm.bias", "head.weight", "head.bias",
+                      *(n for n in learns if n.startswith("blocks.1."))}  # fmt: skip
+    trainer.train_epoch(data())
+    assert torch.equal(network.cls_token, before.cls_token)
+    with pytest.raises(TypeError, match="model is a Sequential; a FreezeSchedule takes an image"):
+        Trainer(nn.Sequential(), Recipe(1), 16, freeze=FreezeSchedule(0.5, 0.5))
 
 
 def test_alpha_reaches_the_cut_network_too():

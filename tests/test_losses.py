@@ -118,6 +118,11 @@ def test_layer_skip_by_hand():
         loss(model(), *batch(), STEP)
 
 
+def test_a_rotation_that_is_none():
+    with pytest.raises(ValueError, match="rotation is 0; it takes an integer of at least 1"):
+        LayerSkipLoss(rotation=0)
+
+
 def test_a_dropped_layer_adds_nothing():
     network, (images, _) = model(wiring="residual"), batch(400)
     x = network.embed(images)

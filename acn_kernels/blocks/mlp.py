@@ -10,6 +10,7 @@ from acn_kernels import functional
 from acn_kernels.dispatch import choose
 from acn_kernels.hooks import has_hooks, is_plain_linear
 from acn_kernels.recompute import offer
+from acn_kernels.validation import check_size
 
 
 class Mlp(nn.Module):
@@ -17,6 +18,7 @@ class Mlp(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
+        check_size("hidden", hidden, 1)
         self.fc1 = nn.Linear(width, hidden)
         self.act = nn.GELU()
         self.fc2 = nn.Linear(hidden, width)

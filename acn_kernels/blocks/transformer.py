@@ -35,7 +35,7 @@ class Attention(nn.Module):
         self, width: int, heads: int, dropout: float = 0.0, layer_idx: int | None = None
     ) -> None:
         super().__init__()
-        if width % heads:
+        if heads < 1 or width % heads:
             raise ValueError(f"heads is {heads}; it takes a divisor of the width {width}")
         self.heads = heads
         self.dropout = dropout
@@ -140,7 +140,7 @@ class TransformerBlock(nn.Module):
         self.norm1 = norm(width)
         self.attn = Attention(width, heads, attention_dropout, layer_idx)
         self.norm2 = norm(width)
-        self.mlp = Mlp(width, mlp_width or 4 * width)
+        self.mlp = Mlp(width, 4 * width if mlp_width is None else mlp_width)
         self.dropout = dropout
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -11,6 +12,8 @@ from acn_kernels.rows import Rows
 from acn_kernels.stack import FusedACNStack
 from acn_kernels.validation import check_flag
 
+# The weights that a DenseFormer gives to outputs: shares, as learned scales are.
+_AVERAGE = re.compile(r"blocks\.mixers\.\d+\.weight")
 OUTPUT_FORMATS = ("NLC", "NCHW")
 Intermediates = list[Tensor] | list[tuple[Tensor, Tensor]]
 
@@ -65,9 +68,10 @@ class TimmSurface:
         self.blocks.checkpoint = check_flag("enable", enable)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters, beside norms and biases, that weight decay leaves alone."""
-        names = {name for name, _ in self.named_parameters()}
-        return names & {"cls_token", "blocks.scales"}
+        """Names of the parameters that weight decay leaves alone, beside the norms and biases that
+        timm's optimisers know by their shape."""
+        alone = {"cls_token", "blocks.scales"}
+        return {n for n, _ in self.named_parameters() if n in alone or _AVERAGE.fullmatch(n)}
 
     def forward_intermediates(
         self,

@@ -15,6 +15,15 @@ from acn_kernels.training.data import Files, Samples
 _MOST_EPOCHS = 100_003
 
 
+def check_seed(seed: int) -> None:
+    """Raises where the orders of its epochs would have no number of their own."""
+    most = torch.iinfo(torch.int64).max // _MOST_EPOCHS - 1
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed is {seed!r}; it takes an integer from 0 to {most}")
+    if not 0 <= seed <= most:
+        raise ValueError(f"seed is {seed}; it takes an integer from 0 to {most}")
+
+
 def generator_of(seed: int, epoch: int) -> torch.Generator:
     """What the order of an epoch's samples is drawn with; other seeds share none of theirs."""
     return torch.Generator().manual_seed(seed * _MOST_EPOCHS + epoch)

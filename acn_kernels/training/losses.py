@@ -21,6 +21,7 @@ from acn_kernels.convert.conversion import chains
 from acn_kernels.models import ImageClassifier
 from acn_kernels.reference import sum_dtype
 from acn_kernels.stack import FusedACNStack
+from acn_kernels.validation import check_size
 
 
 class Step(NamedTuple):
@@ -171,6 +172,7 @@ class LayerSkipLoss:
     def __init__(self, p_max: float = 0.1, e_scale: float = 0.2, rotation: int = 4) -> None:
         if not 0 <= p_max < 1:
             raise ValueError(f"p_max is {p_max}; it takes a number from 0 to below 1")
+        check_size("rotation", rotation, 1)
         self.p_max, self.e_scale, self.rotation = p_max, e_scale, rotation
 
     def drop_probabilities(self, layers: int, step: Step) -> list[float]:

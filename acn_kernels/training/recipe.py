@@ -15,7 +15,7 @@ from acn_kernels.alpha_schedule import AlphaSchedule
 from acn_kernels.files import written_whole
 from acn_kernels.inference.probe import right
 from acn_kernels.models import PRESETS, ImageClassifier, ImageConfig, Model, create
-from acn_kernels.training.batches import Share, ShuffledBatches, loader
+from acn_kernels.training.batches import Share, ShuffledBatches, check_seed, loader
 from acn_kernels.training.checkpoint import (
     CHECKPOINT_FILE,
     Checkpoint,
@@ -81,6 +81,7 @@ class Recipe:
         for name in ("lr", "weight_decay"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}; it takes a number from 0")
+        check_seed(self.seed)
         if self.alpha is not None and self.wiring != "acn":
             raise ValueError(f"alpha is set and wiring is {self.wiring!r}; it goes with 'acn'")
         if self.loss not in LOSSES:

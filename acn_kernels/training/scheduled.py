@@ -18,11 +18,12 @@ class ScheduledModel:
         alpha: of the model's stack, or of its converted blocks; a BottomUpAlpha, that of every
             layer in a stack.
         depth: how many of the layers take part.
-        freeze: how many of the lowest ones, with the stem, do not learn.
+        freeze: how many of the lowest ones, with all that lies below them, do not learn.
 
     Raises:
-        TypeError: a BottomUpAlpha is given for a model without a stack.
-        ValueError: the stages of ``depth`` are out of order.
+        TypeError: a BottomUpAlpha is given for a model without a stack, or a FreezeSchedule for
+            one of which it is not known what lies below its blocks.
+        ValueError: the stages of ``depth`` are out of order, or a share is not in [0, 1].
     """
 
     def __init__(
@@ -34,8 +35,14 @@ class ScheduledModel:
     ) -> None:
         if isinstance(alpha, BottomUpAlpha) and not isinstance(model.blocks, FusedACNStack):
             raise TypeError("alpha is a BottomUpAlpha; it takes a model with a FusedACNStack")
+        if freeze is not None and not isinstance(model, ImageClassifier):
+            raise TypeError(
+                f"model is a {type(model).__name__}; a FreezeSchedule takes an image classifier of "
+                "acn_kernels.models"
+            )
         self.model = self.network = model
-        self.alpha, self.freeze = alpha, freeze
+        self.alpha = alpha.checked() if isinstance(alpha, BottomUpAlpha) else alpha
+        self.freeze = None if freeze is None else freeze.checked()
         self.depth = None if depth is None else depth.checked()
         self._frozen = 0  # layers
         self._held: list[nn.Parameter] = []  # of those, what would learn without the schedule
@@ -78,9 +85,13 @@ class ScheduledModel:
         for parameter in self._held:
             parameter.requires_grad_(True)
         # Without a gradient below them, autograd ends where the frozen layers end.
-        modules = (self.model.stem, *list(self.model.blocks)[:layers]) if layers else ()
-        found = (parameter for module in modules for parameter in module.parameters())
-        self._held = [parameter for parameter in found if parameter.requires_grad]
+        lowest = tuple(f"blocks.{i}." for i in range(layers))
+        self._held = [
+            parameter
+            for name, parameter in (self.model.named_parameters() if layers else ())
+            if parameter.requires_grad
+            and (name.startswith(lowest) or not name.startswith(("blocks.", "head.")))
+        ]
         for parameter in self._held:
             parameter.requires_grad_(False)
         self._frozen = layers

@@ -55,10 +55,15 @@ GROWING = DepthSchedule(((0.0, 0.5), (0.25, 0.75), (0.5, 1.0)))
 
 class FreezeSchedule(NamedTuple):
     """The lowest layers stop learning one after the other, and cost no backward pass any more:
-    none up to the share ``start`` of the training, ``layers`` of them (a share) at its end."""
+    none up to the share ``start`` of the training, ``layers`` of them (a share) at its end. Of what
+    lies below them nothing learns either."""
 
     start: float
     layers: float
+
+    def checked(self) -> FreezeSchedule:
+        """This schedule; raises ValueError where a share is not in [0, 1]."""
+        return _checked_shares(self)
 
     def at(self, progress: float, layers: int) -> int:
         """How many of the lowest layers are frozen after the share ``progress``."""
@@ -75,7 +80,20 @@ class BottomUpAlpha(NamedTuple):
     end: float = 1.0
     fraction: float = 0.5
 
+    def checked(self) -> BottomUpAlpha:
+        """This schedule; raises ValueError where ``end`` or ``fraction`` is not in [0, 1]."""
+        return _checked_shares(self)
+
     def at(self, progress: float, layers: int) -> tuple[float, ...]:
         """alpha of layers[0], layers[1], ... after the share ``progress``."""
         front = layers if progress >= self.fraction else layers * progress / self.fraction
         return tuple(self.end * min(max(front - i, 0.0), 1.0) for i in range(layers))
+
+
+def _checked_shares(schedule):
+    for name, value in schedule._asdict().items():
+        if not 0 <= value <= 1:
+            raise ValueError(
+                f"{name} of the {type(schedule).__name__} is {value}; it takes a number from 0 to 1"
+            )
+    return schedule

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from acn_kernels.alpha_schedule import AlphaSchedule
 from acn_kernels.models import ImageClassifier
 from acn_kernels.repeated import Repeated
-from acn_kernels.training.batches import generator_of
+from acn_kernels.training.batches import check_seed, generator_of
 from acn_kernels.training.checkpoint import random_states, set_random_states
 from acn_kernels.training.digits import Split
 from acn_kernels.training.losses import Loss, Step, final_loss
@@ -24,6 +24,7 @@ from acn_kernels.training.schedules import (
     FreezeSchedule,
     warmup_cosine,
 )
+from acn_kernels.validation import check_size
 
 _SORTED_BATCHES = 50  # among so many in a row samples are put together with those of like length
 
@@ -34,6 +35,9 @@ class Recipe:
 
     max_norm: gradients whose L2 norm over all weights is above it are scaled down to it (Pascanu
     et al., arXiv 1211.5063); None leaves them.
+
+    Raises:
+        TypeError, ValueError: naming what is out of range.
     """
 
     epochs: int
@@ -43,6 +47,16 @@ class Recipe:
     warmup: float = 1.0
     seed: int = 0
     max_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        check_size("epochs", self.epochs, 0)
+        check_size("batch_size", self.batch_size, 1)
+        check_seed(self.seed)
+        for name in ("lr", "weight_decay", "warmup"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; it takes a number from 0")
+        if self.max_norm is not None and not self.max_norm > 0:
+            raise ValueError(f"max_norm is {self.max_norm}; it takes None or a positive number")
 
     def steps_per_epoch(self, samples: int) -> int:
         return math.ceil(samples / self.batch_size)
@@ -122,7 +136,13 @@ class Trainer:
         return None if self._repeated is None else self._repeated.obstacle
 
     def train_on(self, images: Tensor, labels: Tensor) -> Tensor:
-        """One step; returns the loss, detached."""
+        """One step; returns the loss, detached.
+
+        Raises:
+            RuntimeError: all steps are done.
+        """
+        if self.done:
+            raise RuntimeError(f"the training is over: all its {self.step.total} steps are done")
         self._follow_schedules(self.step.index / self.step.total)
         self._set_rate()
         if self._repeated is None:
@@ -165,7 +185,16 @@ class Trainer:
         self.network.train()
 
     def train_epoch(self, data: Split) -> float:
-        """All samples once, in an order that follows from the seed and the epoch; the mean loss."""
+        """All samples once, in an order that follows from the seed and the epoch; the mean loss.
+
+        Raises:
+            ValueError: they are not as many as the training was planned for.
+        """
+        if self.recipe.steps_per_epoch(len(data.labels)) != self.steps_per_epoch:
+            raise ValueError(
+                f"data holds {len(data.labels)} samples, in another number of batches than the "
+                f"{self.steps_per_epoch} an epoch that the training was planned for"
+            )
         losses = [
             self.train_on(self._augmented(data.images[batch]), data.labels[batch]) * len(batch)
             for batch in self._batches(data)

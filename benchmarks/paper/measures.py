@@ -11,6 +11,7 @@ from torch import nn
 from acn_kernels import analysis
 from acn_kernels.inference import cutoff_depth
 from acn_kernels.training.digits import Split
+from acn_kernels.training.schedules import BottomUpAlpha
 from benchmarks.paper.data import Prepared
 from benchmarks.paper.networks import build, one_input
 from benchmarks.paper.spec import Metrics, Plan, Training
@@ -79,13 +80,32 @@ def under_noise(model, data: Prepared, seed: int) -> Metrics:
     }
 
 
-def to_reach(trained: Trained, accuracy: float) -> Metrics:
+def to_reach(training: Training, trained: Trained, accuracy: float) -> Metrics:
     """Epochs and seconds of training until the test accuracy, watched in every epoch, was reached;
-    None where it was not."""
-    reached = [epoch for epoch, got in enumerate(trained.test_accuracy, 1) if got >= accuracy]
+    None where it was not. What counts is the network that the training ends with: not one that
+    has yet to grow, or whose alpha has yet to move."""
+    reached = [
+        epoch
+        for epoch, got in enumerate(trained.test_accuracy, 1)
+        if got >= accuracy and is_as_it_ends(training, epoch)
+    ]
     epochs = min(reached, default=None)
     seconds = None if epochs is None else sum(trained.seconds[:epochs])
     return {"epochs_to_reach": epochs, "seconds_to_reach": seconds}
+
+
+def is_as_it_ends(training: Training, epoch: int) -> bool:
+    """Whether after so many epochs depth and alpha are those of the end."""
+    epochs = training.recipe.epochs
+    if epoch >= epochs:
+        return True
+    layers = len(build(training, classes=10, weights=False).blocks)
+    progress = (epoch - 1e-9) / epochs  # the last step of an epoch is before the next one's first
+    depth, alpha = training.depth, training.alpha
+    of_layers = (layers,) if isinstance(alpha, BottomUpAlpha) else ()
+    return (depth is None or depth.at(progress, layers) == depth.at(1.0, layers)) and (
+        alpha is None or alpha.at(progress, *of_layers) == alpha.at(1.0, *of_layers)
+    )
 
 
 def training_flops(training: Training, samples: int) -> float:

@@ -97,7 +97,7 @@ def ranking(runs: Runs, twin: str) -> str:
         f"{table(heads, rows)}\n\nTimes and FLOPs are those of {twin} times so much; times are "
         "wall clock, of networks that share the cores, and so far less certain than FLOPs. "
         f"Every way, {twin} too, may have been at the accuracy with which {twin} ended before its "
-        "own end. "
+        "own end; what counts is the network that it ends with, grown and with its last alpha. "
         f"Soonest at the accuracy of {twin}: **{first}**. "
         f"Best at half depth: **{best.way}**. Not beaten in both by another: {names}."
     )

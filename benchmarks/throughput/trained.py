@@ -121,15 +121,17 @@ def points(trained: Trained) -> tuple[Point, list[Point]]:
 
 
 def curve(trained: Trained, batch: int) -> Callable[[Setting], Ways]:
-    """All of it at one batch size: ``_IMAGES`` images or a batch, in batches of ``batch``."""
+    """All of it at one batch size: ``_IMAGES`` images, in whole batches of ``batch``: what is timed
+    at full depth is one batch, so many times."""
 
     @torch.no_grad()
     def build(setting: Setting) -> Ways:
         equal, others = points(trained)
         model = trained.model.to(**setting.place)
         _, judged = trained.halves()
-        images = trained.images_and_labels[0][judged][: max(batch, setting.size(_IMAGES, 2))]
-        images = images.to(**setting.place)
+        images = trained.images_and_labels[0][judged]
+        wanted = -(-setting.size(_IMAGES, 2) // batch)
+        images = images[: max(1, min(wanted, len(images) // batch)) * batch].to(**setting.place)
         batches = images.split(batch)
         layers, exits = len(model.blocks), range(1, len(model.blocks))
         logits, labels = trained.logits_and_labels

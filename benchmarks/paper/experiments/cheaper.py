@@ -100,7 +100,9 @@ def measure(context, plan, name):
         "epochs": training.recipe.epochs,
         "seconds": sum(trained.seconds),
         "flops": measures.training_flops(training, len(data.train.labels)),
-        **measures.to_reach(trained, context.trained(plan.trainings[TWIN]).test_accuracy[-1]),
+        **measures.to_reach(
+            training, trained, context.trained(plan.trainings[TWIN]).test_accuracy[-1]
+        ),
     }
 
 

@@ -49,5 +49,5 @@ EXPERIMENT = Experiment(
             (85.38, 79.0), 100),
     ),
     "from classes 0-4 to 5-9 of CIFAR-10 in the place of CIFAR-100 to CIFAR-10, by linear probes "
-    "on the frozen networks",
+    "of 1,000 images on the frozen networks",
 )  # fmt: skip
