@@ -71,7 +71,7 @@ limit_of() {
   case "$1" in
     build | tests) most=150 ;;
     train_vit_base) most=90 ;;
-    train_* | infer_*) most=110 ;;
+    train_* | infer_* | sanitizer) most=110 ;;
     report) most=30 left=30 ;;
     *) most=45 ;;
   esac

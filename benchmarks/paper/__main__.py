@@ -17,7 +17,7 @@ from benchmarks.paper.spec import PRESETS
 
 RUNS_LEFT, SOME_FAILED = 3, 1
 _JOBS_ON_A_CARD = 4
-_SEEDS = {"smoke": 1, "small": 2, "medium": 3, "paper": 3}
+_SEEDS = {"smoke": 1, "small": 2, "medium": 3, "brief": 3, "paper": 3}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
         "--experiment", action="append", choices=EXPERIMENTS, metavar="NAME", default=[],
         help=f"one of {', '.join(EXPERIMENTS)}; may be repeated",
     )  # fmt: skip
-    parser.add_argument("--seeds", type=int, help="1 (smoke), 2 (small), 3 (medium, paper)")
+    parser.add_argument("--seeds", type=int, help="1 (smoke), 2 (small), 3 (others)")
     parser.add_argument("--data-dir", metavar="DIR", help=f"where the data is, or {DATA_DIR}")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/paper"), metavar="DIR")
     parser.add_argument(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from benchmarks.paper.trained import Context
 
 ALIKE = 1.0  # a point of accuracy
-PRESETS = ("smoke", "small", "medium", "paper")
+PRESETS = ("smoke", "small", "medium", "brief", "paper")
 Metrics = dict[str, Any]  # numbers, and lists of numbers for pictures
 Runs = dict[str, dict[str, Metrics]]  # by network, then by seed
 

@@ -20,7 +20,7 @@ from benchmarks.paper import measures, winners
 from benchmarks.paper.sizes import layers, training
 from benchmarks.paper.spec import PRESETS, Experiment, Plan, Row
 
-EPOCHS = {"smoke": 3, "small": 8, "medium": 15, "paper": 300}
+EPOCHS = {"smoke": 3, "small": 8, "medium": 15, "brief": 30, "paper": 300}
 TWIN = "residual"
 
 
@@ -67,6 +67,10 @@ LEFT_OUT = {
         "ACN", "ACN, twice the epochs", "ACN, Dirac weights", "annealed",
         "annealed from the bottom up", "annealed, growing", "annealed, then the lower half",
         "annealed, lower layers freeze",
+    },
+    "brief": {
+        "ACN", "ACN, Dirac weights", "annealed", "annealed from the bottom up", "annealed, growing",
+        "annealed, then the lower half", "annealed, lower layers freeze", "growing, closing step",
     },
 }  # fmt: skip
 

@@ -4,7 +4,7 @@ from benchmarks.paper import measures
 from benchmarks.paper.sizes import training
 from benchmarks.paper.spec import PRESETS, Experiment, Plan, Row
 
-EPOCHS = {"smoke": 2, "small": 8, "medium": 15, "paper": 100}
+EPOCHS = {"smoke": 2, "small": 8, "medium": 15, "brief": 30, "paper": 100}
 # The paper's text has no step that closes a block, its authors' code has: both are ACNs.
 CLOSING = "ACN, closing step"
 ACNS = ("ACN", CLOSING)

@@ -14,7 +14,7 @@ def plan(preset):
         name: training(preset, epochs=EPOCHS, track=preset != "paper", **fig1_2.NETWORKS[name])
         for name in ("residual", *fig1_2.ACNS)
     }
-    few = {"smoke": layers(preset), "small": 5, "medium": 5, "paper": 10}[preset]
+    few = {"smoke": layers(preset), "small": 5, "medium": 5, "brief": 10, "paper": 10}[preset]
     return Plan({
         **shared,
         "DenseNet": training(preset, "densenet", EPOCHS, depth=few),
