@@ -31,6 +31,7 @@ class Repeated:
         self._step, self._changed = step, changed
         self._seen: Counter[Hashable] = Counter()
         self._recordings: dict[Hashable, _Recording] = {}
+        self._aside: torch.cuda.Stream | None = None
         self.obstacle: str | None = None  # why nothing more is recorded
 
     def __call__(self, key: Hashable, *inputs: Tensor) -> Result:
@@ -40,7 +41,7 @@ class Repeated:
         if key not in self._recordings:
             self._seen[key] += 1
             if self._seen[key] <= _FIRST:
-                return _on_another_stream(self._step, *inputs)
+                return self._on_another_stream(*inputs)
             try:
                 self._recordings[key] = _Recording(self._step, *inputs)
             except RuntimeError as error:
@@ -49,6 +50,22 @@ class Repeated:
         result = self._recordings[key](*inputs)
         if self._changed:
             torch.autograd.graph.increment_version(self._changed)
+        return result
+
+    def _on_another_stream(self, *inputs: Tensor) -> Result:
+        """As recording does: what autograd keeps of a stream must not be the default one. Always
+        the same one: every stream has workspaces, and memory to reuse, of its own."""
+        if not inputs[0].is_cuda:
+            return self._step(*inputs)
+        if self._aside is None:
+            self._aside = torch.cuda.Stream(inputs[0].device)
+        current = torch.cuda.current_stream(inputs[0].device)
+        self._aside.wait_stream(current)
+        with torch.cuda.stream(self._aside):
+            result = self._step(*inputs)
+        current.wait_stream(self._aside)
+        for x in (result,) if isinstance(result, Tensor) else result:
+            x.record_stream(current)  # its memory waits for who reads it there, before it is reused
         return result
 
 
@@ -79,15 +96,3 @@ def recorded(function: Callable[[], Result]) -> tuple[Result, Callable[[], None]
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         result = function()
     return result, graph.replay
-
-
-def _on_another_stream(step: Step, *inputs: Tensor) -> Result:
-    """As recording does: what autograd keeps of a stream must not be the default one."""
-    if not inputs[0].is_cuda:
-        return step(*inputs)
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        result = step(*inputs)
-    torch.cuda.current_stream().wait_stream(aside)
-    return result

@@ -16,6 +16,7 @@ from acn_kernels.connection import (
     Wiring,
     add_term,
     as_data,
+    place_of_alpha,
 )
 from acn_kernels.dispatch import check_backend
 from acn_kernels.kept import KeptAnswer
@@ -98,6 +99,7 @@ class FusedACNStack(ScaledTerms):
         if norm is not None and not isinstance(norm, nn.Module):
             raise TypeError(f"norm is a {type(norm).__name__}; it takes None or an nn.Module")
         self.norm = norm
+        self._place_of_alpha: Tensor | None = None
         self.alpha = alpha
         self.include_input = check_flag("include_input", include_input)
         self.rows = rows
@@ -121,7 +123,13 @@ class FusedACNStack(ScaledTerms):
     @alpha.setter
     def alpha(self, alpha: float | Sequence[float]) -> None:
         self._alpha = check_alphas(alpha, len(self))
-        self._mix = as_data(self._alpha)
+        self.mix = as_data(self._alpha, self._place_of_alpha)
+
+    def keep_alpha_on(self, device: torch.device | None) -> None:
+        """Keeps alpha between the ends in one tensor on ``device`` from here on, where a step that
+        was recorded as a CUDA graph finds what it is at each replay; None ends that."""
+        self._place_of_alpha = place_of_alpha((len(self),), device)
+        self.alpha = self.alpha
 
     @property
     def rows(self) -> str | slice | Tensor | None:
@@ -377,7 +385,7 @@ class FusedACNStack(ScaledTerms):
 
     def _wiring(self, x: Tensor) -> Wiring:
         check_stack_input(x, self._rows, _a_parameter(self))
-        mix = self._mix
+        mix = self.mix
         if mix is not None and mix.dim() and len(mix) != len(self):
             raise ValueError(f"alpha has {len(mix)} entries; there are {len(self)} layers now")
         if not self.include_input and self._first_alpha() == 0:

@@ -6,10 +6,11 @@
 # leaves every raw file in OUT, which goes into benchmarks/results/ as it is, and all of them in
 # OUT.tar.gz (ARCHIVE names another place) after every piece. PIECE is any of build (unless a
 # current extension is there), tests (`pytest -m gpu`), failed (those of OUT/gpu_tests.xml that
-# failed), sanitizer, kernels, train, infer, exit, gpt9x512, report, or the name of a case such as
-# infer_mlp128. Default: all, train and infer until they are done; each ends within ten minutes and
-# leaves what it has, and run again goes on where it stopped. A piece that fails keeps no other
-# from running; the exit status tells.
+# failed), sanitizer, kernels, train, infer, exit, gpt9x512, paper (the brief preset of
+# benchmarks.paper, with ACN_DATA_DIR), report, or the name of a case such as infer_mlp128. Default:
+# all but paper, train and infer until they are done; each ends within ten minutes and leaves what
+# it has, and run again goes on where it stopped. A piece that fails keeps no other from running;
+# the exit status tells.
 #
 # --brief: everything once within eight minutes, the most valuable first; what comes late has less
 # time. --dry-run: every piece on the CPU with tiny shapes.
@@ -25,12 +26,12 @@ cd "$(dirname "$0")/.."
 readonly all=(build tests sanitizer kernels train infer exit gpt9x512 report)
 readonly case_name='^(kernel|train|infer|exit|gpt9x512)_[a-z0-9_]+$'
 readonly headline=(train_vit_base infer_mlp128 infer_mixer_cifar_b512 exit_mixer_cifar_mean6 train_mlp128)
-readonly cases_left=3
+readonly cases_left=3 # the status that says so
 readonly archive_limit=$((16 << 20))
 
 usage() {
   echo "usage: benchmarks/on_gpu.sh OUT [--brief] [--dry-run] [PIECE ...];" \
-    "PIECE: ${all[*]} failed, or a case" >&2
+    "PIECE: ${all[*]} failed paper, or a case" >&2
   exit 2
 }
 
@@ -43,7 +44,7 @@ for argument in "$@"; do
     *)
       if [ -z "$out" ]; then
         out=$argument
-      elif [[ " ${all[*]} failed " == *" $argument "* || $argument =~ $case_name ]]; then
+      elif [[ " ${all[*]} failed paper " == *" $argument "* || $argument =~ $case_name ]]; then
         pieces+=("$argument")
       else
         echo "on_gpu.sh: $argument is no piece" >&2
@@ -70,6 +71,7 @@ limit_of() {
   local most left=$((brief_total - brief_reserve - SECONDS))
   case "$1" in
     build | tests) most=150 ;;
+    paper) most=$left ;;
     train_vit_base) most=90 ;;
     train_* | infer_* | sanitizer) most=110 ;;
     report) most=30 left=30 ;;
@@ -123,7 +125,8 @@ run_tests() {
   if "$python" -c 'import pytest_timeout' 2>/dev/null; then
     parallel+=(--timeout 100 --timeout-method thread)
   fi
-  within $((limit - 5)) "$python" -m pytest -m "$chosen" "${parallel[@]}" --tb=short \
+  # Test by test: where pytest itself is killed, the log alone says which failed.
+  within $((limit - 5)) "$python" -m pytest -v -m "$chosen" "${parallel[@]}" --tb=short \
     --junit-xml="$xml" -o junit_family=xunit1 -o console_output_style=classic "${arguments[@]}"
 }
 failed() {
@@ -171,6 +174,20 @@ throughput() {
   "$python" -m benchmarks.throughput.check "$out" --suite "$suite" "$@"
 }
 
+# One network at a time, as their times are compared. What is trained stays beside OUT: the networks
+# are large, and the same command goes on with them.
+paper() {
+  local limit=$1 preset=brief code
+  [ "$device" = cuda ] || preset=smoke
+  within "$limit" "$python" -m benchmarks.paper --preset $preset --all --seeds 1 --jobs 1 \
+    --device "$device" --out "$out/paper" --work "${out%/}.work" --budget $((limit * 8 / 10))
+  code=$?
+  mkdir -p "$out/paper"
+  cp -r "${out%/}.work/runs" "$out/paper/"
+  [ $code -eq $cases_left ] && return 0 # as above
+  return $code
+}
+
 report() {
   within "$1" "$python" -m benchmarks.report "$out" >"$out/report.txt" || tail -n 3 "$out/report.txt"
   "$python" -m benchmarks.report.summary "$out"
@@ -178,7 +195,7 @@ report() {
 
 run_piece() {
   case "$1" in
-    build | tests | failed | sanitizer | report) "$1" "$2" ;;
+    build | tests | failed | sanitizer | paper | report) "$1" "$2" ;;
     *_*) throughput "$2" all --case "$1" ;;
     *) throughput "$2" "$1" ;;
   esac

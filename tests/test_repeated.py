@@ -6,15 +6,19 @@ import copy
 
 import pytest
 import torch
+from residual_models import build
 from tolerances import assert_close
 from torch import nn
 
+import acn_kernels as acn
 from acn_kernels import repeated
 from acn_kernels.alpha_schedule import AlphaSchedule
 from acn_kernels.analysis import GradientHistory
+from acn_kernels.convert.conversion import chains
 from acn_kernels.models import create
 from acn_kernels.training.digits import Split
-from acn_kernels.training.schedules import DepthSchedule
+from acn_kernels.training.scheduled import ScheduledModel
+from acn_kernels.training.schedules import BottomUpAlpha, DepthSchedule
 from acn_kernels.training.trainer import Recipe, Trainer
 
 
@@ -105,6 +109,44 @@ def test_what_changes_is_recorded_anew(recordings):
     assert [len(replays) for replays in recordings] == [8 - 3, 12 - 3]
 
 
+MOVING = {
+    "one alpha": AlphaSchedule(0.0, 0.5, 1.0),
+    "of every layer": BottomUpAlpha(0.75, 1.0),
+}
+
+
+@pytest.mark.parametrize("alpha", MOVING.values(), ids=MOVING)
+def test_alpha_that_moves_is_read_by_one_recording(recordings, alpha):
+    check_alike("cpu", alpha=alpha)
+    first = 1  # at alpha = 0, a residual network
+    assert [len(replays) for replays in recordings] == [16 - first - 3, 4 - 3]
+
+
+@pytest.mark.parametrize("alpha", MOVING.values(), ids=MOVING)
+def test_alpha_that_moves_stays_where_it_is(alpha):
+    model = network()
+    scheduled = ScheduledModel(model, alpha, recorded=True)
+    scheduled.follow(0.25)
+    place, state = model.blocks.mix, scheduled.state
+    for progress in (0.5, 0.75):
+        scheduled.follow(progress)
+        own = torch.tensor(model.blocks.alpha, dtype=torch.float64)
+        assert model.blocks.mix is place and place.equal(own.expand(4))
+        assert scheduled.state == state
+    scheduled.finish()
+    assert model.blocks.mix is not place  # the model goes where its user takes it
+
+
+def test_the_blocks_of_a_converted_model_share_one_alpha():
+    model = acn.convert(build("timm-vit")[1])
+    scheduled = ScheduledModel(model, AlphaSchedule(0.0, 0.5, 1.0), recorded=True)
+    scheduled.follow(0.5)
+    (chain,) = chains(model)
+    place = chain.mix
+    scheduled.follow(0.75)
+    assert chain.mix is place and place.item() == 0.375
+
+
 def test_what_cannot_be_recorded_runs_as_it_is(monkeypatch):
     def refuses(function):
         raise RuntimeError("operation not permitted when stream is capturing\nand so on")
@@ -143,9 +185,10 @@ def test_resumed_training_goes_on_with_its_learning_rate(recordings):
 
 
 @pytest.mark.gpu
-def test_cuda_graphs_train_as_plain_steps_do(monkeypatch):
+@pytest.mark.parametrize("alpha", [None, *MOVING.values()], ids=["constant", *MOVING])
+def test_cuda_graphs_train_as_plain_steps_do(monkeypatch, alpha):
     made = []
     real = repeated.recorded
     monkeypatch.setattr(repeated, "recorded", lambda f: made.append(real(f)) or made[-1])
-    check_alike("cuda")
+    check_alike("cuda", alpha=alpha)
     assert len(made) == 2

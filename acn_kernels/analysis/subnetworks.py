@@ -14,6 +14,7 @@ from acn_kernels.models import ImageClassifier
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 _LBFGS_STEPS = 100
+_SMALL = 10_000_000  # multiplications for the logits of all samples
 
 
 def shared_head(model: ImageClassifier, data: Batches) -> Curves:
@@ -36,7 +37,8 @@ def linear_probes(
     logits = []
     for known, new in zip(features, unseen, strict=True):
         mean, deviation = known.mean(0), known.std(0, correction=0).clamp(min=1e-6)
-        weight, bias = _fitted((known - mean) / deviation, labels, classes, weight_decay)
+        fitted = _fitted((known - mean) / deviation, labels, classes, weight_decay)
+        weight, bias = (t.to(new.device) for t in fitted)
         logits.append((new - mean) / deviation @ weight.T + bias)
     accuracy = accuracy_by_depth(torch.stack(logits), truth).cpu()
     return _by_depth("accuracy", {"linear probe": accuracy})
@@ -86,6 +88,10 @@ def effective_depth(accuracy: Tensor) -> Tensor:
 
 
 def _fitted(x: Tensor, labels: Tensor, classes: int, weight_decay: float) -> tuple[Tensor, Tensor]:
+    # The line search asks for a number at every step: of a small problem a GPU's host waits for it
+    # far longer than it would compute.
+    if x.numel() * classes <= _SMALL:
+        x, labels = x.cpu(), labels.cpu()
     weight = nn.Parameter(x.new_zeros(classes, x.shape[1]))
     bias = nn.Parameter(x.new_zeros(classes))
     optimizer = torch.optim.LBFGS(

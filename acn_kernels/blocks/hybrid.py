@@ -54,9 +54,9 @@ class PostNormStack(HybridStack):
         if self._alpha == 1:
             return groups
         shares: Sequence[Scale] = [OMITTED] * depth
-        if self._mix is not None:
-            like = next(self.parameters(), self._mix)
-            mix = self._mix.to(like.device, sum_dtype(like.dtype))
+        if self.mix is not None:
+            like = next(self.parameters(), self.mix)
+            mix = self.mix.to(like.device, sum_dtype(like.dtype))
             shares = mix.expand(len(self)).unbind()[:depth]
         entered = zip(shares, groups, strict=False)
         return [[share] * len(group) for share, group in entered] + groups[-1:]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from torch import nn
 
 from acn_kernels.alpha_schedule import AlphaSchedule
+from acn_kernels.convert.chain import Chain
 from acn_kernels.convert.conversion import chains
 from acn_kernels.stack import FusedACNStack
 from acn_kernels.validation import check_alpha
@@ -19,13 +20,7 @@ class Annealing:
     """Sets alpha of all stacks and converted blocks of a model; made by :func:`anneal`."""
 
     def __init__(self, model: nn.Module, schedule: Schedule) -> None:
-        stacks = [module for module in model.modules() if isinstance(module, FusedACNStack)]
-        self._holders = [*chains(model), *stacks]
-        if not self._holders:
-            raise ValueError(
-                f"model is a {type(model).__name__} without alpha; it takes a FusedACNStack, a "
-                "model with one, or a model from acn.convert"
-            )
+        self._holders = holders_of_alpha(model)
         self._schedule = schedule if callable(schedule) else _ramp(schedule).at
 
     def step(self, progress: float) -> float:
@@ -42,6 +37,22 @@ class Annealing:
         for holder in self._holders:
             holder.alpha = alpha
         return alpha
+
+
+def holders_of_alpha(model: nn.Module) -> list[Chain | FusedACNStack]:
+    """All stacks of ``model``, and what its converted blocks share.
+
+    Raises:
+        ValueError: it has none.
+    """
+    stacks = [module for module in model.modules() if isinstance(module, FusedACNStack)]
+    holders = [*chains(model), *stacks]
+    if not holders:
+        raise ValueError(
+            f"model is a {type(model).__name__} without alpha; it takes a FusedACNStack, a model "
+            "with one, or a model from acn.convert"
+        )
+    return holders
 
 
 def _ramp(schedule: tuple[float, float, float]) -> AlphaSchedule:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
 from acn_kernels.convert.chain import Chain
@@ -36,8 +37,11 @@ class ConvertedStack(FusedACNStack):
         return self.chain.alpha
 
     @property
-    def _mix(self):
+    def mix(self):
         return self.chain.mix
+
+    def keep_alpha_on(self, device: torch.device | None) -> None:
+        self.chain.keep_alpha_on(device)
 
     @property
     def granularity(self) -> str:

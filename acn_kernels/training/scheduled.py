@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from acn_kernels.alpha_schedule import AlphaSchedule
-from acn_kernels.convert import anneal
+from acn_kernels.convert.anneal import holders_of_alpha
+from acn_kernels.convert.chain import Chain
 from acn_kernels.models import ImageClassifier
 from acn_kernels.stack import FusedACNStack
 from acn_kernels.training.schedules import BottomUpAlpha, DepthSchedule, FreezeSchedule
@@ -19,6 +21,8 @@ class ScheduledModel:
             layer in a stack.
         depth: how many of the layers take part.
         freeze: how many of the lowest ones, with all that lies below them, do not learn.
+        recorded: whether steps are recorded and replayed. They find alpha between its ends in a
+            tensor on the model's device, as long as the training lasts.
 
     Raises:
         TypeError: a BottomUpAlpha is given for a model without a stack, or a FreezeSchedule for
@@ -32,6 +36,7 @@ class ScheduledModel:
         alpha: AlphaSchedule | BottomUpAlpha | None = None,
         depth: DepthSchedule | None = None,
         freeze: FreezeSchedule | None = None,
+        recorded: bool = False,
     ) -> None:
         if isinstance(alpha, BottomUpAlpha) and not isinstance(model.blocks, FusedACNStack):
             raise TypeError("alpha is a BottomUpAlpha; it takes a model with a FusedACNStack")
@@ -46,12 +51,16 @@ class ScheduledModel:
         self.depth = None if depth is None else depth.checked()
         self._frozen = 0  # layers
         self._held: list[nn.Parameter] = []  # of those, what would learn without the schedule
-        self._alpha_now: float | tuple[float, ...] | None = None  # where a schedule has set it
+        self._recorded = recorded
+        self._holders: list[Chain | FusedACNStack] = []  # of the alpha that a schedule sets
+        if self.alpha is not None:
+            self._hold_alpha()
 
     @property
     def state(self) -> tuple:
         """What a step depends on beside its data and the numbers in tensors."""
-        return self.network, self._frozen, self._alpha_now
+        ends = tuple(None if held.mix is not None else held.alpha for held in self._holders)
+        return self.network, self._frozen, ends
 
     def follow(self, progress: float) -> None:
         """To where the schedules are after the share ``progress`` of the training."""
@@ -60,6 +69,8 @@ class ScheduledModel:
             taking_part = self.depth.at(progress, layers)
             if taking_part != len(self.network.blocks):
                 self.network = self.model.truncate(taking_part)
+                if self.alpha is not None:
+                    self._hold_alpha()
         if self.alpha is not None:
             self._set_alpha(progress)
         frozen = 0 if self.freeze is None else self.freeze.at(progress, layers)
@@ -70,6 +81,7 @@ class ScheduledModel:
         """At the end of the training: the last alpha, and nothing frozen any more."""
         if self.alpha is not None:
             self._set_alpha(1.0)
+            self._keep_alpha_on(None)
         self._freeze(0)
 
     def gather_gradients(self) -> None:
@@ -96,12 +108,21 @@ class ScheduledModel:
             parameter.requires_grad_(False)
         self._frozen = layers
 
+    def _hold_alpha(self) -> None:
+        networks = {self.model, self.network}
+        self._holders = [held for network in networks for held in holders_of_alpha(network)]
+        if self._recorded:
+            self._keep_alpha_on(next(self.model.parameters()).device)
+
+    def _keep_alpha_on(self, device: torch.device | None) -> None:
+        for held in self._holders:
+            held.keep_alpha_on(device)
+
     def _set_alpha(self, progress: float) -> None:
-        of_layers = isinstance(self.alpha, BottomUpAlpha)
-        given = (progress, len(self.model.blocks)) if of_layers else (progress,)
-        self._alpha_now = self.alpha.at(*given)
-        for network in {self.model, self.network}:
-            if of_layers:
-                network.blocks.alpha = self._alpha_now[: len(network.blocks)]
-            else:
-                anneal(network, self.alpha.at).step(progress)
+        if isinstance(self.alpha, BottomUpAlpha):
+            of_layers = self.alpha.at(progress, len(self.model.blocks))
+            for stack in self._holders:
+                stack.alpha = of_layers[: len(stack)]
+        else:
+            for held in self._holders:
+                held.alpha = self.alpha.at(progress)

@@ -99,7 +99,7 @@ class Trainer:
         augment: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.model, self.recipe, self.loss = model, recipe, loss
-        self._scheduled = ScheduledModel(model, alpha, depth, freeze)
+        self._scheduled = ScheduledModel(model, alpha, depth, freeze, recorded=replay)
         self.after_backward, self.autocast, self.length = after_backward, autocast, length
         self.augment = augment
         self.steps_per_epoch = recipe.steps_per_epoch(samples)
