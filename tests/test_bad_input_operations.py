@@ -13,6 +13,7 @@ from acn_kernels.functional import Term
 from acn_kernels.rows import Rows
 
 SPEC = NormSpec("layer", torch.ones(7), torch.zeros(7))
+HEAD = torch.ones(4, 7)
 OPERATIONS = {
     "x-list": (lambda b: functional.fork([1.0], SPEC, backend=b), TypeError, "x is a list"),
     "x-integers": (
@@ -132,6 +133,42 @@ OPERATIONS = {
         ),
         ValueError,
         "rows are on meta, x on cpu",
+    ),
+    "sum-list": (
+        lambda b: functional.accumulate_norm(torch.ones(2, 7), [1.0], backend=b),
+        TypeError,
+        "y is a list; it takes a tensor",
+    ),
+    "exit-sum-list": (
+        lambda b: functional.exit_head(
+            torch.ones(2, 3, 7), [1.0], None, HEAD, None, 0.5, backend=b
+        ),
+        TypeError,
+        "y is a list",
+    ),
+    "exit-weight-none": (
+        lambda b: functional.exit_head(torch.ones(2, 3, 7), None, None, None, None, 0.5, backend=b),
+        TypeError,
+        "weight is a NoneType",
+    ),
+    "exit-bias-list": (
+        lambda b: functional.exit_head(
+            torch.ones(2, 3, 7), None, None, HEAD, [0.0] * 4, 0.5, backend=b
+        ),
+        TypeError,
+        "bias is a list",
+    ),
+    "layers-weight": (
+        lambda b: functional.linear_stack(torch.ones(2, 7), [[1.0]], None, "relu"),
+        TypeError,
+        r"weight\[0\] is a list",
+    ),
+    "layers-scales": (
+        lambda b: functional.linear_stack(
+            torch.ones(2, 7), torch.ones(1, 7, 7), None, "relu", scales=[1.0, 1.0]
+        ),
+        TypeError,
+        "scales is a list",
     ),
     "backend": (
         lambda b: functional.norm(torch.ones(2, 7), SPEC, "mps"),

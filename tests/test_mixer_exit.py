@@ -323,6 +323,8 @@ def test_what_is_known_of_the_model_is_asked_of_every_call():
     [
         ({"pooling": "last"}, ValueError, "pooling is 'last'"),
         ({"exits": torch.zeros(3)}, ValueError, "exits is torch.float32"),
+        ({"exits": [True, True, True]}, TypeError, "exits is a list"),
+        ({"head_weight": None}, TypeError, "head_weight is a NoneType"),
         ({"exits": torch.zeros(4, dtype=torch.bool)}, ValueError, r"shape \(4,\)"),
         ({"head_weight": torch.zeros(10, 8)}, ValueError, r"it takes \(C, 16\)"),
         ({"head_bias": torch.zeros(9)}, ValueError, "head_bias has shape"),

@@ -11,9 +11,13 @@ from acn_kernels.scales import check_scales
 from acn_kernels.validation import under_autocast
 
 
-def check_input(name: str, x: Tensor) -> None:
+def check_tensor(name: str, x: Tensor) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} is a {type(x).__name__}; it takes a tensor")
+
+
+def check_input(name: str, x: Tensor) -> None:
+    check_tensor(name, x)
     if not x.is_floating_point():
         raise TypeError(f"{name} has dtype {x.dtype}; it takes a floating-point tensor")
     if x.dim() == 0 or x.shape[-1] == 0:
@@ -68,6 +72,7 @@ def check_rows(x: Tensor, rows: RowSelection | None) -> None:
 def check_sum(x: Tensor, layers: int, spec: NormSpec | None, scales: Tensor | None) -> None:
     """What closes a stack of ``layers``: the scales of its terms, and the norm of their sum."""
     if scales is not None:
+        check_tensor("scales", scales)
         check_scales(scales, layers + 1)
     if spec is not None:
         check_norm(x, spec)

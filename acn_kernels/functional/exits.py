@@ -11,7 +11,7 @@ from torch import Tensor
 
 from acn_kernels import torch_ops
 from acn_kernels.dispatch import choose
-from acn_kernels.functional.checks import check_input, check_norm, check_scale
+from acn_kernels.functional.checks import check_input, check_norm, check_scale, check_tensor
 from acn_kernels.norm_spec import NormSpec
 from acn_kernels.ops import compiled
 from acn_kernels.reference import sum_dtype
@@ -136,6 +136,7 @@ def _check_exit(x, y, spec, weight, bias, threshold, scale, pooling) -> None:
     if isinstance(threshold, bool) or not isinstance(threshold, (int, float)):
         raise TypeError(f"threshold is a {type(threshold).__name__}; it takes a number of nats")
     if y is not None:
+        check_tensor("y", y)
         tokens = x.shape[1] if pooling == "mean" or y.dim() != 3 else max(1, y.shape[1])
         if y.shape != (x.shape[0], tokens, x.shape[2]) or y.dtype != sum_dtype(x.dtype):
             raise ValueError(
@@ -145,6 +146,9 @@ def _check_exit(x, y, spec, weight, bias, threshold, scale, pooling) -> None:
     check_scale(scale)
     if spec is not None:
         check_norm(x, spec)
+    check_tensor("weight", weight)
+    if bias is not None:
+        check_tensor("bias", bias)
     if weight.dim() != 2 or weight.shape[1] != x.shape[2] or len(weight) == 0:
         raise ValueError(
             f"weight has shape {tuple(weight.shape)}; rows of {x.shape[2]} take (C, {x.shape[2]}) "

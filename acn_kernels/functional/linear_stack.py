@@ -9,7 +9,7 @@ from torch import Tensor
 
 from acn_kernels import dispatch
 from acn_kernels.autograd.linear_stack import LinearStack
-from acn_kernels.functional.checks import check_input, check_sum, is_recorded
+from acn_kernels.functional.checks import check_input, check_sum, check_tensor, is_recorded
 from acn_kernels.norm_spec import NormSpec
 from acn_kernels.ops import compiled
 from acn_kernels.reference import ACTIVATIONS
@@ -149,6 +149,7 @@ def _check_parameter(
         _check_tensor(name, given, given.shape[1:], shape, "L, ", x)
     elif isinstance(given, (list, tuple)):
         for i, tensor in enumerate(given):
+            check_tensor(f"{name}[{i}]", tensor)
             _check_tensor(f"{name}[{i}]", tensor, tensor.shape, shape, "", x)
     else:
         raise TypeError(f"{name} is a {type(given).__name__}; it takes a tensor, or L of them")

@@ -23,6 +23,7 @@ from acn_kernels.functional.checks import (
     check_norm,
     check_rows,
     check_scale,
+    check_tensor,
     is_recorded,
 )
 from acn_kernels.norm_spec import NormSpec
@@ -199,6 +200,8 @@ def accumulate_norm(
         RuntimeError: a backend asked for by name cannot run here, or a gradient is being recorded.
     """
     check_input("x", x)
+    if y is not None:
+        check_tensor("y", y)
     check_scale(scale)
     check_rows(x, rows)
     if torch.is_grad_enabled() and (x.requires_grad or (y is not None and y.requires_grad)):

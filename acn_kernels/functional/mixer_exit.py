@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from acn_kernels.autograd.mixer_stack import BACKEND
-from acn_kernels.functional.checks import check_sum
+from acn_kernels.functional.checks import check_sum, check_tensor
 from acn_kernels.functional.mixer_stack import MixerParameters, check_parameters, operands
 from acn_kernels.norm_spec import NormSpec
 from acn_kernels.ops import compiled
@@ -66,6 +66,11 @@ def mixer_exit(
         raise ValueError(f"x has shape {tuple(x.shape)}; it takes [B, T, D]")
     if pooling not in POOLINGS:
         raise ValueError(f"pooling is {pooling!r}; it takes one of {', '.join(POOLINGS)}")
+    given = {"exits": exits, "head_weight": head_weight}
+    if head_bias is not None:
+        given["head_bias"] = head_bias
+    for name, tensor in given.items():
+        check_tensor(name, tensor)
     layers = len(parameters.norm1_weight)
     if exits.shape != (layers + 1,) or exits.is_floating_point():
         raise ValueError(
@@ -83,9 +88,8 @@ def mixer_exit(
     for name, tensor in (("head_weight", head_weight), ("head_bias", head_bias)):
         if tensor is not None and tensor.dtype != x.dtype:
             raise TypeError(f"{name} has dtype {tensor.dtype}, x has {x.dtype}; they take one")
-    given = {"exits": exits, "head_weight": head_weight, "head_bias": head_bias}
     for name, tensor in given.items():
-        if tensor is not None and tensor.device != x.device:
+        if tensor.device != x.device:
             raise ValueError(f"{name} is on {tensor.device}, x on {x.device}")
     result = compiled(BACKEND).mixer_exit(
         x, parameters.tensors, *rest, exits, head_weight, head_bias, *options, pooling,

@@ -51,7 +51,7 @@ def exit_threshold(logits: Tensor, labels: Tensor, exits: Sequence[int], max_dro
     check_full(logits)
     full = right(logits[-1], labels).double().mean()
     certainty = entropy(logits)
-    candidates = certainty[list(exits)].flatten().unique()
+    candidates = certainty[exits].flatten().unique()
     candidates = candidates[~candidates.isnan()]  # who is never sure sets no threshold
     best = 0.0
     if not len(candidates):

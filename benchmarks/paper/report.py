@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -149,7 +150,7 @@ def pictures(results: dict[str, dict[str, Any]], folder: Path) -> None:
         elif EXPERIMENTS[name].draw is not None:
             EXPERIMENTS[name].draw(result["runs"], folder / f"{name}.png")
         for network, seeds in result["runs"].items():
-            first, named = next(iter(seeds.values())), network.replace(" ", "-")
+            first, named = next(iter(seeds.values())), _in_a_file_name(network)
             if "gradient_norms" in first:
                 heat = torch.tensor(first["gradient_norms"]).T
                 file = folder / f"{name}-gradients-{named}.png"
@@ -159,6 +160,10 @@ def pictures(results: dict[str, dict[str, Any]], folder: Path) -> None:
                     torch.tensor(first["accuracy_by_epoch_and_depth"])
                 )
                 grown.draw(folder / f"{name}-contributions-{named}.png")
+
+
+def _in_a_file_name(network: str) -> str:
+    return re.sub(r"[^\w.]+", "-", network)
 
 
 def _has_curves(result: dict[str, Any]) -> bool:
