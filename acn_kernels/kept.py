@@ -44,7 +44,7 @@ class StackedParameters:
     """Parameters of L layers, each kind [L, ...] in one tensor.
 
     The tensors are kept between calls that record no gradient, and follow changes in place by
-    PyTorch's own count of them.
+    PyTorch's own count of them. Matrices come in the dtype that is asked for, as autocast does it.
 
     Args:
         kinds: for each kind the L parameters.
@@ -55,15 +55,16 @@ class StackedParameters:
         self.parameters = [parameter for kind in kinds for parameter in kind]
         self._kept: tuple[list, list[Tensor]] | None = None
 
-    def tensors(self, recorded: bool) -> list[Tensor]:
-        """One for each kind; gradients flow back through them where they are ``recorded``."""
+    def tensors(self, recorded: bool, matrices: torch.dtype | None = None) -> list[Tensor]:
+        """One for each kind; gradients flow back through them where they are ``recorded``.
+        ``matrices``: their dtype; None is their own."""
         if recorded or not can_be_kept(self.parameters[0]) or not self._counted:
             self._kept = None
-            return self._stacked()
-        state = [stream_of(self.parameters[0]), *map(_version, self.parameters)]
+            return self._stacked(matrices)
+        state = [stream_of(self.parameters[0]), matrices, *map(_version, self.parameters)]
         kept = self._kept
         if kept is None or kept[0] != state:
-            kept = self._kept = state, self._stacked()
+            kept = self._kept = state, self._stacked(matrices)
         return kept[1]
 
     @functools.cached_property
@@ -71,8 +72,11 @@ class StackedParameters:
         """Whether PyTorch counts the changes of all of them: it does not in inference mode's."""
         return not any(map(Tensor.is_inference, self.parameters))
 
-    def _stacked(self) -> list[Tensor]:
-        return [torch.stack(kind) for kind in self._kinds]
+    def _stacked(self, matrices: torch.dtype | None) -> list[Tensor]:
+        stacked = [torch.stack(kind) for kind in self._kinds]
+        if matrices is None:
+            return stacked
+        return [x.to(matrices) if x.dim() > 2 else x for x in stacked]
 
 
 def can_be_kept(x: Tensor) -> bool:

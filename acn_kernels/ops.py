@@ -95,12 +95,12 @@ def _fake_linear_stack_backward(g, x, weight, bias, scales, kept, activation, in
 
 
 def _fake_mixer_stack(
-    x, parameters, scales, weight, bias, layer_eps, eps, kind, include_input, keep
+    x, parameters, scales, weight, bias, layer_eps, eps, kind, include_input, keep, out_dtype
 ):  # fmt: skip
     rows = x.numel() // x.shape[-1]
     norm = keep and kind != "none"
     return (
-        torch.empty(x.shape, dtype=x.dtype, device=x.device),
+        torch.empty(x.shape, dtype=out_dtype, device=x.device),
         _stat(x, 0) if not norm else x.new_empty(x.shape, dtype=torch.float32),
         _stat(x, rows if norm and kind == "layer" else 0),
         _stat(x, rows if norm else 0),
@@ -227,8 +227,8 @@ OPERATORS = {
     ),
     "mixer_stack": Operator(
         "(Tensor x, Tensor[] parameters, Tensor? scales, Tensor? weight, Tensor? bias,"
-        " float layer_eps, float eps, str kind, bool include_input, bool keep)"
-        " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+        " float layer_eps, float eps, str kind, bool include_input, bool keep,"
+        " ScalarType out_dtype) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
         _fake_mixer_stack,
         _homes("mixer_stack", native=False),
     ),

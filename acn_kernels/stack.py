@@ -47,8 +47,9 @@ class FusedACNStack(ScaledTerms):
     it stands where ``blocks = nn.ModuleList([...])`` or ``nn.Sequential(...)`` stood and keeps the
     state-dict keys.
 
-    Without gradients, Linear and Mixer layers on a GPU run as one kernel, on weights that are
-    stacked once and again after every change in place that PyTorch counts; it counts neither writes
+    Linear and Mixer layers in half precision, their own or autocast's, run on a GPU as one kernel
+    (two or three a layer in the backward pass); without gradients, on weights that are stacked once
+    and again after every change in place that PyTorch counts; it counts neither writes
     through ``.data`` nor replayed CUDA graphs, after which :meth:`train` or :meth:`eval`, where it
     changes the mode, has them stacked anew.
 
@@ -198,7 +199,7 @@ class FusedACNStack(ScaledTerms):
             unread = scales.new_zeros(0 if self.include_input else 1)
             scales = torch.cat([unread, scales])[: depth + 1]
         spec = NormSpec.of(self.norm)
-        y = whole.run(x, spec, scales, self.include_input)
+        y = whole.run(x, spec, scales, self.include_input, self._out_dtype(x))
         return y if spec is not None or self.norm is None else self.norm(y)
 
     def advance(

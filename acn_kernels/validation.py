@@ -25,6 +25,13 @@ def under_autocast(x: Tensor) -> bool:
     return device != "meta" and torch.is_autocast_enabled(device)
 
 
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What autocast brings the operands of products with x to; None where it does not."""
+    if not under_autocast(x) or x.dtype == torch.float64:
+        return None
+    return torch.get_autocast_dtype(x.device.type)
+
+
 def check_alpha(alpha: float) -> float:
     if isinstance(alpha, bool) or not isinstance(alpha, numbers.Real):
         raise TypeError(f"alpha is a {type(alpha).__name__}; it takes a number from 0 to 1")

@@ -23,19 +23,19 @@ from acn_kernels.functional.mixer_stack import (
 from acn_kernels.hooks import has_hooks, hooks_on_all
 from acn_kernels.kept import StackedParameters
 from acn_kernels.norm_spec import NormSpec
-from acn_kernels.validation import under_autocast
+from acn_kernels.validation import autocast_dtype, under_autocast
 
 if TYPE_CHECKING:
     from acn_kernels.stack import FusedACNStack
 
 
 class WholeStack(NamedTuple):
-    """``run(x, spec, scales, include_input)`` gives norm(y) for layers taken as one operation,
-    on the path ``backend``."""
+    """``run(x, spec, scales, include_input, out_dtype)`` gives norm(y) for layers taken as one
+    operation, on the path ``backend``."""
 
     operation: str
     backend: str
-    run: Callable[[Tensor, NormSpec | None, Tensor | None, bool], Tensor]
+    run: Callable[[Tensor, NormSpec | None, Tensor | None, bool, torch.dtype], Tensor]
 
 
 def whole_stack_of(
@@ -54,18 +54,24 @@ def whole_stack_of(
     choice = choose(stack.backend, x)
     if choice.backend not in kind.backends:
         return f"{choice.backend} runs layer by layer: {choice.reason}"
-    obstacle = _obstacle_in_stack(stack, x, plain_call) or kind.obstacle_to(x, choice.backend)
+    autocast = autocast_dtype(x)
+    if choice.backend == "native" and under_autocast(x):
+        return "autocast is on"
+    obstacle = _obstacle_in_stack(stack, x.device, autocast or x.dtype, plain_call)
+    obstacle = obstacle or kind.obstacle_to(x, choice.backend)
     if obstacle:
         return obstacle
     made = stack.kept_layers.of(layers, kind.of)
     if isinstance(made, str):
         return made
-    run = functools.partial(made.run, choice.backend)
-    return made.obstacle(x) or WholeStack(kind.operation, choice.backend, run)
+    run = functools.partial(made.run, choice.backend, autocast)
+    return made.obstacle(x, autocast) or WholeStack(kind.operation, choice.backend, run)
 
 
-def _obstacle_in_stack(stack: FusedACNStack, x: Tensor, plain_call: bool) -> str | None:
-    if x.is_cuda and x.dtype == torch.float32 and stack.backend == "auto":
+def _obstacle_in_stack(
+    stack: FusedACNStack, device: torch.device, dtype: torch.dtype, plain_call: bool
+) -> str | None:
+    if device.type == "cuda" and dtype == torch.float32 and stack.backend == "auto":
         return "in fp32 cuBLAS multiplies faster than a kernel without tensor cores"
     for name, plain in (
         ("alpha", stack.alpha == 1),
@@ -79,8 +85,6 @@ def _obstacle_in_stack(stack: FusedACNStack, x: Tensor, plain_call: bool) -> str
             return f"{name} is {getattr(stack, name)!r}"
     if not plain_call:
         return "the layers take further arguments"
-    if under_autocast(x):
-        return "autocast is on"
     if hooks_on_all():
         return "hooks wait for all modules"
     return None
@@ -142,25 +146,28 @@ class LinearLayers:
                 biases.append(bias)
         return cls(weights, biases, activation)
 
-    def obstacle(self, x: Tensor) -> str | None:
+    def obstacle(self, x: Tensor, autocast: torch.dtype | None) -> str | None:
         """Why these layers do not run on inputs like x; None where they do."""
         weight = self._weights[0]
         if weight.shape[-1] != x.shape[-1]:
             return f"layers[0] has a weight {tuple(weight.shape)}, the input {x.shape[-1]} columns"
-        if weight.dtype != x.dtype:
+        if autocast is None and weight.dtype != x.dtype:
             return f"layers[0] is {weight.dtype}, the input {x.dtype}"
         return None
 
-    def run(self, backend: str, x: Tensor, spec, scales, include_input: bool) -> Tensor:
+    def run(
+        self, backend: str, autocast: torch.dtype | None,
+        x: Tensor, spec, scales, include_input: bool, out_dtype: torch.dtype,
+    ) -> Tensor:  # fmt: skip
         check_sum(x, len(self._weights), spec, scales)
         weight, bias, recorded = self._weights, self._biases, False
         if backend == "triton":
             recorded = is_recorded(spec, x, scales, *weight, *bias)
-            weight, *biases = self._stacked.tensors(recorded)
+            weight, *biases = self._stacked.tensors(recorded, autocast)
             bias = biases[0] if biases else None
         return run_linear_stack(
-            x, weight, bias, self._activation, spec, scales, include_input, x.dtype, backend,
-            recorded,
+            _brought_to(autocast, x), weight, bias, self._activation, spec, scales, include_input,
+            out_dtype, backend, recorded,
         )  # fmt: skip
 
 
@@ -185,19 +192,27 @@ class MixerLayers:
         """What ``layers`` are, or in words why they are not that."""
         return obstacle_to_mixer_blocks(layers) or cls(layers)
 
-    def obstacle(self, x: Tensor) -> str | None:
+    def obstacle(self, x: Tensor, autocast: torch.dtype | None = None) -> str | None:
         """Why these layers do not run on inputs like x; None where they do."""
-        return obstacle_to_input_of(self._first, x)
+        return obstacle_to_input_of(self._first, x, autocast)
 
-    def parameters(self, recorded: bool) -> MixerParameters:
+    def parameters(self, recorded: bool, autocast: torch.dtype | None = None) -> MixerParameters:
         """Those of all layers, for an operation that is ``recorded`` or not."""
-        return MixerParameters(*self._stacked.tensors(recorded), eps=self._first.norm1.eps)
+        stacked = self._stacked.tensors(recorded, autocast)
+        return MixerParameters(*stacked, eps=self._first.norm1.eps)
 
-    def run(self, backend: str, x: Tensor, spec, scales, include_input: bool) -> Tensor:
+    def run(
+        self, backend: str, autocast: torch.dtype | None,
+        x: Tensor, spec, scales, include_input: bool, out_dtype: torch.dtype,
+    ) -> Tensor:  # fmt: skip
         check_sum(x, self._depth, spec, scales)
         recorded = is_recorded(spec, x, scales, *self._stacked.parameters)
-        parameters = self.parameters(recorded)
-        return run_mixer_stack(x, parameters, spec, scales, include_input, recorded)
+        parameters, x = self.parameters(recorded, autocast), _brought_to(autocast, x)
+        return run_mixer_stack(x, parameters, spec, scales, include_input, out_dtype, recorded)
+
+
+def _brought_to(dtype: torch.dtype | None, x: Tensor) -> Tensor:
+    return x if dtype is None else x.to(dtype)
 
 
 _KINDS = (LinearLayers, MixerLayers)

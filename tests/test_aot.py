@@ -258,7 +258,18 @@ def smallest_launches():
     norm = (empty(16), empty(16), 1e-5, "layer")
     shapes = [(16,), (16,), (16, 16), (16,), (16, 16), (16,)] * 2
     parameters = [empty(1, *shape) for shape in shapes]
-    mixer = (mixer_stack, sample, parameters, scales, *norm[:2], 1e-5, *norm[2:], True, True)
+    mixer = (
+        mixer_stack,
+        sample,
+        parameters,
+        scales,
+        *norm[:2],
+        1e-5,
+        *norm[2:],
+        True,
+        True,
+        x.dtype,
+    )
     return [
         *launches_of(linear_stack, x, weight, bias, scales, *norm, "gelu", True, True, x.dtype),
         *launches_of(linear_stack_backward, x, x, weight, bias, scales, kept, "gelu", True),

@@ -270,8 +270,6 @@ def test_further_arguments_and_other_inputs_are_left_alone():
     assert "further arguments" in taken_whole(stack_of(), plain_call=False)
     wide = stack_of(width=257)
     assert "16 to 256" in taken_whole(wide, packed((3, 257), torch.float32, DEVICE))
-    with torch.autocast(DEVICE, torch.bfloat16):
-        assert "autocast" in taken_whole(stack_of())
 
 
 def test_functional_call_is_seen():

@@ -190,7 +190,7 @@ def mixer(closing: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
 def test_a_whole_mixer_stack_moves_x_and_y_once(closing, keep):
     x, parameters = mixer(closing)
     scales, norm = (torch.rand(3) if keep else None), (torch.rand(12), torch.rand(12))
-    call = (mixer_stack, x, parameters, scales, *norm, 1e-5, 1e-5, "layer", True, keep)
+    call = (mixer_stack, x, parameters, scales, *norm, 1e-5, 1e-5, "layer", True, keep, x.dtype)
     (launch,) = launches_of(call)
     assert violations(launch) == []
 

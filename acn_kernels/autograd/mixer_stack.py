@@ -14,15 +14,17 @@ class MixerStack(Operation):
 
     @staticmethod
     def forward(
-        x, scales, weight, bias, layer_eps, eps, kind, include_input, *parameters
+        x, scales, weight, bias, layer_eps, eps, kind, include_input, out_dtype, *parameters
     ):  # fmt: skip
         return compiled(BACKEND).mixer_stack(
-            x, parameters, scales, weight, bias, layer_eps, eps, kind, include_input, True
-        )
+            x, parameters, scales, weight, bias, layer_eps, eps, kind, include_input, True,
+            out_dtype,
+        )  # fmt: skip
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, scales, weight, bias, ctx.layer_eps, _, ctx.kind, ctx.include_input, *parameters = inputs
+        x, scales, weight, bias, ctx.layer_eps, _, ctx.kind, *options = inputs
+        ctx.include_input, _, *parameters = options
         _, *kept = output
         ctx.mark_non_differentiable(*kept)
         ctx.set_materialize_grads(False)
@@ -32,7 +34,7 @@ class MixerStack(Operation):
     def backward(ctx, dout, *_):
         x, scales, weight, bias, y, mean, rstd, kept, *parameters = ctx.saved_tensors
         if dout is None:
-            return (None,) * (8 + len(parameters))
+            return (None,) * (9 + len(parameters))
         refuse_double_backward(BACKEND)
         g, dweight, dbias = gradient_of_sum(dout, y, weight, bias, mean, rstd, ctx.kind, BACKEND)
         dx, dscales, dparameters = compiled(BACKEND).mixer_stack_backward(
@@ -43,6 +45,6 @@ class MixerStack(Operation):
             dscales if scales is not None else None,
             dweight,
             dbias,
-            *(None,) * 4,
+            *(None,) * 5,
             *dparameters,
         )

@@ -14,7 +14,6 @@ from acn_kernels.functional.checks import check_input, check_sum, is_recorded
 from acn_kernels.hooks import has_hooks
 from acn_kernels.norm_spec import NormSpec
 from acn_kernels.ops import compiled
-from acn_kernels.validation import under_autocast
 
 # The parts of a MixerBlock that have parameters, in the order in which a layer applies them.
 _PARTS = (
@@ -96,20 +95,23 @@ def obstacle_to_mixer_stack(blocks: Sequence[nn.Module], x: Tensor) -> str | Non
     return obstacle_to_mixer_blocks(blocks) or obstacle_to_input_of(blocks[0], x)
 
 
-def obstacle_to_input_of(block: nn.Module, x: Tensor) -> str | None:
+def obstacle_to_input_of(
+    block: nn.Module, x: Tensor, autocast: torch.dtype | None = None
+) -> str | None:
     """Why :func:`mixer_stack` cannot run on inputs like x for blocks like this; None where it
-    can."""
+    can. ``autocast``: what x and the blocks' matrices are brought to before; None leaves them."""
     weight = block.channel_mlp.fc1.weight
     tokens, width = block.token_mlp.fc1.in_features, weight.shape[1]
-    if under_autocast(x):
-        return "autocast is on, and rounds between the layers' own operations"
     if x.dim() < 2 or x.shape[-2:] != (tokens, width):
         return f"the input has shape {tuple(x.shape)}; the layers take [..., {tokens}, {width}]"
-    if (x.dtype, x.device) != (weight.dtype, weight.device):
+    of_layers = weight.dtype if autocast is None else x.dtype
+    if (x.dtype, x.device) != (of_layers, weight.device):
         return (
             f"the input is {x.dtype} on {x.device}, the layers are {weight.dtype} on "
             f"{weight.device}"
         )
+    if autocast is not None:
+        x = x.new_empty(1, dtype=autocast).expand(x.shape)
     return _obstacle_to_samples(x, block.closing is not None)
 
 
@@ -144,16 +146,18 @@ def mixer_stack(
     check_parameters(x, parameters)
     check_sum(x, len(parameters.norm1_weight), spec, scales)
     recorded = is_recorded(spec, x, scales, *parameters.tensors)
-    return run_mixer_stack(x, parameters, spec, scales, include_input, recorded)
+    return run_mixer_stack(x, parameters, spec, scales, include_input, x.dtype, recorded)
 
 
-def run_mixer_stack(x, parameters, spec, scales, include_input, recorded) -> Tensor:
-    """:func:`mixer_stack` with arguments that are known to go together."""
+def run_mixer_stack(x, parameters, spec, scales, include_input, out_dtype, recorded) -> Tensor:
+    """:func:`mixer_stack` with arguments that are known to go together. Vectors among the
+    parameters may be wider than x."""
     inputs, options = operands(x, parameters, spec, scales, include_input)
     if recorded:
-        return MixerStack.apply(*inputs, *options, *parameters.tensors)[0]
+        return MixerStack.apply(*inputs, *options, out_dtype, *parameters.tensors)[0]
     x, *rest = inputs
-    return compiled(BACKEND).mixer_stack(x, parameters.tensors, *rest, *options, False)[0]
+    stack = compiled(BACKEND).mixer_stack
+    return stack(x, parameters.tensors, *rest, *options, False, out_dtype)[0]
 
 
 def operands(

@@ -72,6 +72,8 @@ class MixerExit:
                 return f"backend is {backend!r} on {images.device.type}"
             if images.dtype == torch.float32:
                 return "fp32 products are faster in PyTorch's own kernels"
+        if under_autocast(images):
+            return "autocast is on, and rounds between the layers' own operations"
         # Of what the stem makes of the images, only the kind counts.
         return self._layers.obstacle(images.new_empty(0, config.tokens, config.width))
 

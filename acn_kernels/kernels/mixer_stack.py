@@ -77,16 +77,17 @@ def mixer_stack(
     kind: str,
     include_input: bool,
     keep: bool,
+    out_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """norm(sum_i a_i x_i) of the L >= 1 Mixer layers at x [..., T, D].
 
-    ``parameters`` are the 12 (16 with the closing step) tensors of MixerParameters, [L, ...];
-    ``scales`` [L+1] (the first unread without
-    ``include_input``). Returns (out, y fp32, mean, rstd, the layers'
-    outputs [L, ..., T, D]): without ``keep`` all but the first are empty, and with ``kind``
-    "none" y, which is the output, and its statistics are.
+    ``parameters`` are the 12 (16 with the closing step) tensors of MixerParameters, [L, ...], the
+    matrices in x's dtype; ``scales`` [L+1] (the first unread without ``include_input``). Returns
+    (out in ``out_dtype``, y fp32, mean, rstd, the layers' outputs [L, ..., T, D]): without ``keep``
+    all but the first are empty, and with ``kind`` "none" y, which is the output, and its statistics
+    are.
     """
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    out = torch.empty(x.shape, dtype=out_dtype, device=x.device)
     keep_norm = keep and kind != "none"
     layers, rows = parameters[0].shape[0], x.numel() // x.shape[-1]
     y = x.new_empty(x.shape if keep_norm else 0, dtype=torch.float32)

@@ -268,7 +268,7 @@ def mixer_stack_backward(
         if not include_input:
             dscales[0] = 0.0
         dscales = dscales.sum(1).to(scales.dtype)
-    sums = shares.sum(1).to(x.dtype).split(sizes, 1)
+    sums = shares.sum(1).split(sizes, 1)
     gradients = [
         *(sums[0], sums[1], torch.bmm(token[1], n1.mT), sums[4]),
         *(torch.bmm(dh, token[0].mT), sums[5], sums[2], sums[3]),
@@ -276,4 +276,5 @@ def mixer_stack_backward(
     ]
     if closing:
         gradients += [torch.bmm(dz.mT, m), sums[10], sums[8], sums[9]]
-    return dx, dscales, [gradient.contiguous() for gradient in gradients]
+    of_parameters = zip(gradients, parameters, strict=True)
+    return dx, dscales, [gradient.to(p.dtype).contiguous() for gradient, p in of_parameters]

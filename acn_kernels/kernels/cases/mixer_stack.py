@@ -34,7 +34,21 @@ class Sizes(NamedTuple):
 
 CIFAR = Sizes(64, 128, 64, 512, 16)
 DIGITS = Sizes(16, 64, 32, 128, 8)
-_PLAIN = (("bf16", torch.bfloat16, False), ("fp16", torch.float16, False))
+
+
+class Form(NamedTuple):
+    """vectors: the dtype of biases and norms, which under autocast keep their own."""
+
+    dtype: torch.dtype
+    vectors: torch.dtype
+    closing: bool = False
+
+
+_PLAIN = {
+    "bf16": Form(torch.bfloat16, torch.bfloat16),
+    "fp16": Form(torch.float16, torch.float16),
+    "bf16 autocast": Form(torch.bfloat16, torch.float32),
+}
 
 
 def launches() -> dict[str, RegisteredLaunch]:
@@ -42,10 +56,10 @@ def launches() -> dict[str, RegisteredLaunch]:
     found = {}
     for name, sizes, forms in (
         ("cifar", CIFAR, _PLAIN),
-        ("digits", DIGITS, (*_PLAIN, ("closing, bf16", torch.bfloat16, True))),
+        ("digits", DIGITS, _PLAIN | {"closing, bf16": Form(*2 * [torch.bfloat16], closing=True)}),
     ):
-        for form, dtype, closing in forms:
-            for label, call in _calls(sizes, dtype, closing).items():
+        for form, made in forms.items():
+            for label, call in _calls(sizes, made).items():
                 # Of a sweep's launches, which differ by kernel alone, one of each kernel.
                 kernels = {launch.kernel.__name__: launch for launch in launches_of(*call)}
                 for kernel, launch in kernels.items():
@@ -56,8 +70,8 @@ def launches() -> dict[str, RegisteredLaunch]:
     return found
 
 
-def _calls(sizes: Sizes, dtype: torch.dtype, closing: bool) -> dict[str, tuple]:
-    def empty(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+def _calls(sizes: Sizes, form: Form) -> dict[str, tuple]:
+    def empty(*shape: int, dtype: torch.dtype = form.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
     tokens, width, token_hidden, channel_hidden, depth = sizes
@@ -67,12 +81,15 @@ def _calls(sizes: Sizes, dtype: torch.dtype, closing: bool) -> dict[str, tuple]:
         *((channel_hidden, width), (channel_hidden,), (width, channel_hidden), (width,)),
         *((width, width), (width,), (width,), (width,)),
     ]
-    parameters = [empty(depth, *shape) for shape in (matrices if closing else matrices[:12])]
+    parameters = [
+        empty(depth, *shape, dtype=form.vectors if len(shape) == 1 else form.dtype)
+        for shape in (matrices if form.closing else matrices[:12])
+    ]
     x, scales = empty(_SAMPLES, tokens, width), empty(depth + 1, dtype=torch.float32)
     g, kept = torch.empty_like(x), empty(depth, *x.shape)
     norm = (empty(width), empty(width), 1e-5, 1e-5, "layer", True)
     return {
-        "mixer_stack[inference, ": (mixer_stack, x, parameters, None, *norm, False),
+        "mixer_stack[inference, ": (mixer_stack, x, parameters, None, *norm, False, form.dtype),
         **{
             f"mixer_exit[{label}": (
                 *(mixer_exit, x, parameters, None, empty(width), empty(width)),
@@ -81,7 +98,9 @@ def _calls(sizes: Sizes, dtype: torch.dtype, closing: bool) -> dict[str, tuple]:
             )
             for label, classes in _CLASSES.items()
         },
-        "mixer_stack[training, scales, ": (mixer_stack, x, parameters, scales, *norm, True),
+        "mixer_stack[training, scales, ": (
+            *(mixer_stack, x, parameters, scales, *norm, True, form.dtype),
+        ),
         "mixer_stack_backward[": (
             *(mixer_stack_backward, g, x, kept, parameters, scales, 1e-5, True),
         ),
