@@ -277,24 +277,14 @@ class MixedStream(Connection):
         return (self.y + alpha * (x.to(self.y.dtype) - self.y)).to(x.dtype)
 
 
-def as_data(alpha: float | tuple[float, ...], place: Tensor | None = None) -> Tensor | None:
+def as_data(alpha: float | tuple[float, ...]) -> Tensor | None:
     """alpha as a tensor, 0-dim for one number between the ends, so that annealing recompiles
-    nothing; None at the ends, which are code of their own. ``place``: what to write it to and
-    return."""
+    nothing; None at the ends, which are code of their own."""
     if not isinstance(alpha, tuple) and not 0 < alpha < 1:
         return None
     # On the CPU even where the default device is "meta", as in from_pretrained of transformers.
     with torch.inference_mode(False):  # a training may follow
-        data = torch.tensor(alpha, dtype=torch.float64, device="cpu")
-        return data if place is None else place.copy_(data)
-
-
-def place_of_alpha(shape: tuple[int, ...], device: torch.device | None) -> Tensor | None:
-    """What :func:`as_data` may write to, on ``device``; None without one."""
-    if device is None:
-        return None
-    with torch.inference_mode(False):
-        return torch.empty(shape, dtype=torch.float64, device=device)
+        return torch.tensor(alpha, dtype=torch.float64, device="cpu")
 
 
 def add_term(y: Tensor | None, x: Tensor, scale: Scale) -> Tensor:
@@ -310,4 +300,7 @@ def plus_share(x: Tensor, shortcut: Tensor, alpha: float | Tensor) -> Tensor:
     """x + (1-alpha) * shortcut in x's dtype; alpha is 0.0 or a tensor between the ends."""
     if isinstance(alpha, float):
         return x + shortcut
+    # A device would round alpha to shortcut's dtype; one on the CPU is a number.
+    if alpha.device.type != "cpu":
+        shortcut = shortcut.to(sum_dtype(shortcut.dtype))
     return x + ((1 - alpha) * shortcut).to(x.dtype)

@@ -19,7 +19,8 @@ class Repeated:
 
     Small networks take longer to launch than to run. The first steps under a key run as they are;
     the next one is recorded, and from then on its recording is replayed on the new inputs. A key
-    names everything beside the inputs that the step depends on.
+    names everything beside the inputs that the step depends on. Steps of inputs elsewhere run as
+    they are.
 
     Args:
         step: of tensors; returns a detached one, or a tuple of them. What it keeps, it must keep
@@ -35,7 +36,7 @@ class Repeated:
         self.obstacle: str | None = None  # why nothing more is recorded
 
     def __call__(self, key: Hashable, *inputs: Tensor) -> Result:
-        if self.obstacle is not None:
+        if self.obstacle is not None or not _runs_on_cuda(inputs[0]):
             return self._step(*inputs)
         key = (key, inputs[0].shape, inputs[0].dtype)
         if key not in self._recordings:
@@ -55,7 +56,7 @@ class Repeated:
     def _on_another_stream(self, *inputs: Tensor) -> Result:
         """As recording does: what autograd keeps of a stream must not be the default one. Always
         the same one: every stream has workspaces, and memory to reuse, of its own."""
-        if not inputs[0].is_cuda:
+        if not inputs[0].is_cuda:  # a test's
             return self._step(*inputs)
         if self._aside is None:
             self._aside = torch.cuda.Stream(inputs[0].device)
@@ -67,6 +68,10 @@ class Repeated:
         for x in (result,) if isinstance(result, Tensor) else result:
             x.record_stream(current)  # its memory waits for who reads it there, before it is reused
         return result
+
+
+def _runs_on_cuda(x: Tensor) -> bool:
+    return x.is_cuda
 
 
 class _Recording:

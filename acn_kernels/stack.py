@@ -16,7 +16,6 @@ from acn_kernels.connection import (
     Wiring,
     add_term,
     as_data,
-    place_of_alpha,
 )
 from acn_kernels.dispatch import check_backend
 from acn_kernels.kept import KeptAnswer
@@ -100,7 +99,6 @@ class FusedACNStack(ScaledTerms):
         if norm is not None and not isinstance(norm, nn.Module):
             raise TypeError(f"norm is a {type(norm).__name__}; it takes None or an nn.Module")
         self.norm = norm
-        self._place_of_alpha: Tensor | None = None
         self.alpha = alpha
         self.include_input = check_flag("include_input", include_input)
         self.rows = rows
@@ -124,13 +122,11 @@ class FusedACNStack(ScaledTerms):
     @alpha.setter
     def alpha(self, alpha: float | Sequence[float]) -> None:
         self._alpha = check_alphas(alpha, len(self))
-        self.mix = as_data(self._alpha, self._place_of_alpha)
+        self.mix = as_data(self._alpha)
 
-    def keep_alpha_on(self, device: torch.device | None) -> None:
-        """Keeps alpha between the ends in one tensor on ``device`` from here on, where a step that
-        was recorded as a CUDA graph finds what it is at each replay; None ends that."""
-        self._place_of_alpha = place_of_alpha((len(self),), device)
-        self.alpha = self.alpha
+    def _free_alpha(self) -> None:
+        """From a device, where recorded steps read it, to where it goes with every device."""
+        self.mix = as_data(self._alpha)
 
     @property
     def rows(self) -> str | slice | Tensor | None:
@@ -159,6 +155,7 @@ class FusedACNStack(ScaledTerms):
 
     def _apply(self, *args, **kwargs) -> FusedACNStack:
         self.kept_layers.forget()  # who moves the weights away wants their memory back
+        self._free_alpha()
         return super()._apply(*args, **kwargs)
 
     def forward(self, x: Tensor, *args, depth: int | None = None, **kwargs) -> Tensor:

@@ -145,9 +145,13 @@ def check_stack_sum(x: Tensor, y: Tensor, rows: RowSelection | None) -> None:
         )
 
 
-def check_labels(labels: Tensor, classes: int) -> None:
+def check_labels(labels: Tensor, classes: int, samples: int | None = None) -> None:
     """Raises where there is no label, or one that is none of 0 .. classes - 1: accuracies would
-    all be alike, and any choice by them as good as another."""
+    all be alike, and any choice by them as good as another. samples: how many labels it takes."""
+    if samples is not None and labels.shape != (samples,):
+        raise ValueError(
+            f"labels have shape {tuple(labels.shape)}; {samples} samples take ({samples},)"
+        )
     if labels.is_floating_point():
         raise TypeError(f"labels are {labels.dtype}; they take integers")
     if not labels.numel():

@@ -106,6 +106,12 @@ def test_bad_numbers_stay_in_their_row(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_refuses_to_record_a_gradient(backend):
-    x = packed((2, 7), torch.float32, device_of(backend)).requires_grad_()
-    with pytest.raises(RuntimeError, match="no gradient"):
-        functional.accumulate_norm(x, backend=backend)
+    x = packed((2, 7), torch.float32, device_of(backend))
+    weight, scale = (torch.ones(n, device=x.device, requires_grad=True) for n in ((7,), ()))
+    for given in (
+        {"x": x.clone().requires_grad_()},
+        {"x": x, "spec": NormSpec("layer", weight)},
+        {"x": x, "scale": scale},
+    ):
+        with pytest.raises(RuntimeError, match="no gradient"):
+            functional.accumulate_norm(**given, backend=backend)

@@ -94,6 +94,12 @@ def test_cka_by_its_definition():
         analysis.cka(x, y[:3])
 
 
+@pytest.mark.parametrize("size", [1e-160, 1e160])
+def test_cka_of_any_size(size):
+    x, y = torch.randn(20, 4, dtype=torch.float64), torch.randn(20, 6, dtype=torch.float64)
+    assert analysis.cka(size * x, y).item() == pytest.approx(analysis.cka(x, y).item(), rel=1e-10)
+
+
 def test_cka_of_what_is_constant():
     constant, x = torch.full((999, 3), 0.1, dtype=torch.float64), torch.randn(999, 2)
     assert analysis.cka(constant, x).isnan() and analysis.cka(x, constant).isnan()
@@ -151,6 +157,13 @@ def test_robustness_is_accuracy_on_the_noisy_images():
         )
         clean = sum((network(prepare(x)).argmax(-1) == t).sum().item() for x, t in data)
         assert found[name]["accuracy"].tolist() == pytest.approx([clean / 50, right / 50])
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (1,)])
+def test_robustness_refuses_labels_of_other_samples(shape):
+    data = [(torch.rand(4, 1, 8, 8), torch.zeros(shape, dtype=torch.long))]
+    with pytest.raises(ValueError, match=r"4 samples take \(4,\)"):
+        analysis.noise_robustness(model(), data, lambda images: images)
 
 
 def linear(rows: int, fan_in: int, fan_out: int) -> int:

@@ -109,6 +109,42 @@ def test_schedules_out_of_range(schedule):
         Trainer(model(), Recipe(1), 16, **{kind: schedule})
 
 
+@pytest.mark.parametrize("stages", [((0, 0.5), (float("nan"), 1.0)), ((0, float("nan")),)])
+def test_stages_that_are_no_numbers(stages):
+    with pytest.raises(ValueError, match="nan"):
+        DepthSchedule(stages).checked()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"alpha": (0.0, 1.0, 0.5)},
+            r"alpha is \(0.0, 1.0, 0.5\); it takes None, AlphaSchedule or BottomUp",
+        ),
+        ({"alpha": 0.5}, "alpha is 0.5"),
+        ({"depth": ((0, 1),)}, r"depth is \(\(0, 1\),\); it takes None, DepthSchedule"),
+        ({"freeze": 0.5}, "freeze is 0.5"),
+    ],
+)
+def test_schedules_of_another_kind(changes, message):
+    with pytest.raises(TypeError, match=message):
+        Trainer(model(), Recipe(1), 16, **changes)
+
+
+def test_a_model_that_cannot_be_cut_takes_no_depths():
+    with pytest.raises(TypeError, match="a Sequential; a DepthSchedule takes one with truncate"):
+        Trainer(nn.Sequential(nn.Linear(2, 2)), Recipe(1), 16, depth=DepthSchedule(((0, 1),)))
+
+
+def test_no_samples_and_no_epochs():
+    with pytest.raises(ValueError, match="samples is 0; it takes an integer of at least 1"):
+        Trainer(model(), Recipe(1), 0)
+    trainer = Trainer(model(), Recipe(0), 16)
+    trainer.load_state_dict(trainer.state_dict())
+    assert trainer.done and trainer.epoch == 0
+
+
 def test_more_than_was_planned():
     trainer = Trainer(model(), Recipe(1, batch_size=16), 16)
     with pytest.raises(ValueError, match="data holds 64 samples, in another number of batches"):

@@ -187,9 +187,10 @@ def test_more_elements_than_an_int32_counts(backend):
     assert torch.equal(here.logits, there.logits)
 
 
-def test_refuses_to_record_a_gradient():
+@pytest.mark.parametrize("of", ["weight", "spec"])
+def test_refuses_to_record_a_gradient(of):
     given, _ = arguments((2, 3, 4), 5, torch.float32, "cpu")
-    given["weight"].requires_grad_()
+    (given[of] if of == "weight" else given[of].weight).requires_grad_()
     with pytest.raises(RuntimeError, match="no gradient"):
         functional.exit_head(**given, threshold=1.0)
 
@@ -208,6 +209,7 @@ def test_refuses_to_record_a_gradient():
         ({"bias": torch.zeros(4)}, ValueError, r"bias has shape \(4,\)"),
         ({"pooling": "last"}, ValueError, "pooling is 'last'; it takes one of mean, first"),
         ({"threshold": "0.7"}, TypeError, "threshold is a str"),
+        ({"threshold": math.nan}, ValueError, "threshold is nan"),
         ({"scale": torch.zeros(2)}, ValueError, "0-dim"),
         ({"spec": NormSpec("layer", torch.zeros(3))}, ValueError, "spec.weight"),
         ({"backend": "cuda"}, ValueError, "backend is 'cuda'"),

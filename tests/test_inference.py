@@ -168,6 +168,9 @@ def test_thresholds_of_samples_that_are_never_sure():
     assert exit_threshold(logits, labels, [1, 2], 1.0) == 0
     with pytest.raises(ValueError, match=r"accuracy is .*nan"):
         cutoff_depth(torch.tensor([0.5, math.nan]), 0.01)
+    for accuracy in (torch.ones(2, 3), torch.ones(0)):
+        with pytest.raises(ValueError, match=r"it takes \[L\+1\]"):
+            cutoff_depth(accuracy, 0.01)
 
 
 def test_nan_is_no_answer():
@@ -188,6 +191,14 @@ def test_nan_is_no_answer():
     logits[4, :, 0] = 20.0  # the full network is always right, those below it hardly ever
     assert choose(logits, labels, [3], 0.5).depth == 4
     assert exit_threshold(logits, labels, [3], 0.005) < entropy(logits[3]).nanmedian()
+
+
+@pytest.mark.parametrize("shape", [(40, 1), (1,), (39,)])
+def test_labels_of_other_samples(shape):
+    logits, labels = torch.randn(5, 40, 10), torch.randint(10, shape)
+    for use in (choose, exit_threshold):
+        with pytest.raises(ValueError, match=r"40 samples take \(40,\)"):
+            use(logits, labels, [1, 2], 0.5)
 
 
 @pytest.mark.parametrize("exits", [[-1], [0], [4]])

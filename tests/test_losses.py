@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from timm_models import import_timm
 from torch import nn
 
 import acn_kernels as acn
@@ -121,6 +122,8 @@ def test_layer_skip_by_hand():
 def test_a_rotation_that_is_none():
     with pytest.raises(ValueError, match="rotation is 0; it takes an integer of at least 1"):
         LayerSkipLoss(rotation=0)
+    with pytest.raises(ValueError, match="e_scale is nan; it takes a number from 0"):
+        LayerSkipLoss(e_scale=float("nan"))
 
 
 def test_a_dropped_layer_adds_nothing():
@@ -146,8 +149,7 @@ def test_layers_are_dropped_whole():
 
 @pytest.mark.parametrize("name", [None, "x"])
 def test_a_dropped_block_of_a_loop_hands_on_what_it_got(name):
-    timm = pytest.importorskip("timm", reason="converts timm's blocks")
-    vit = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=3)
+    vit = import_timm().create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=3)
     blocks, x = acn.convert(vit).blocks, torch.randn(2, 5, 192)
     with layer_dropout(blocks, [1.0, 1.0]):
         for block in blocks:

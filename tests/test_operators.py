@@ -101,9 +101,9 @@ def mixer_samples(device):
     norm, rms, nothing = (weight, weight), (weight, None), (None, None)
     return {
         "mixer_stack": [
-            (x, plain, None, *norm, 1e-5, 1e-5, "layer", True, True),
-            (x, plain, scales, *nothing, 1e-5, 0.0, "none", False, True),
-            (x, closing, None, *rms, 1e-5, 1e-5, "rms", True, False),
+            (x, plain, None, *norm, 1e-5, 1e-5, "layer", True, True, torch.float32),
+            (x, plain, scales, *nothing, 1e-5, 0.0, "none", False, True, torch.float32),
+            (x, closing, None, *rms, 1e-5, 1e-5, "rms", True, False, torch.float16),
         ],
         "mixer_stack_backward": [
             (g, x, kept, plain, None, 1e-5, True),

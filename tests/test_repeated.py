@@ -37,6 +37,7 @@ def recordings(monkeypatch):
         return result, replay
 
     monkeypatch.setattr(repeated, "recorded", recorded)
+    monkeypatch.setattr(repeated, "_runs_on_cuda", lambda x: True)
     return made
 
 
@@ -131,10 +132,83 @@ def test_alpha_that_moves_stays_where_it_is(alpha):
     for progress in (0.5, 0.75):
         scheduled.follow(progress)
         own = torch.tensor(model.blocks.alpha, dtype=torch.float64)
-        assert model.blocks.mix is place and place.equal(own.expand(4))
+        assert model.blocks.mix is place and place.equal(own.expand(place.shape))
         assert scheduled.state == state
     scheduled.finish()
     assert model.blocks.mix is not place  # the model goes where its user takes it
+
+
+def test_trainers_on_one_model_keep_to_themselves():
+    model = network()
+    first, second = (ScheduledModel(model, MOVING["one alpha"], recorded=True) for _ in range(2))
+    first.follow(0.25)
+    place = model.blocks.mix
+    second.follow(0.5)
+    assert model.blocks.mix is not place and place.item() == 0.125
+    second.finish()
+    first.follow(0.75)
+    assert model.blocks.mix is place and place.item() == 0.375
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_alpha_leaves_a_device_with_its_model(copied):
+    """ "meta" in the place of a GPU."""
+    made = network().to("meta"), nn.ModuleList(acn.convert(build("timm-vit")[1], 0.3).blocks)
+    for model in made:
+        held = model.blocks if hasattr(model, "blocks") else model[0]._acn_chain
+        held.alpha = 0.3
+        held.mix = held.mix.to("meta")
+        model = copy.deepcopy(model) if copied else model
+        model.to_empty(device="cpu")
+        held = model.blocks if hasattr(model, "blocks") else model[0]._acn_chain
+        assert held.mix.device.type == "cpu"
+
+
+def test_alpha_of_other_stacks_is_left_alone():
+    model = network()
+    model.other = acn.FusedACNStack([nn.Linear(8, 8) for _ in range(2)])
+    ScheduledModel(model, BottomUpAlpha(1.0, 0.9)).follow(0.5)
+    assert model.other.alpha == 1.0 and model.blocks.alpha != 1.0
+
+
+def test_layers_that_go_in_mid_training():
+    model = network()
+    scheduled = ScheduledModel(model, MOVING["one alpha"], recorded=True)
+    x = torch.randn(2, 1, 8, 8)
+    for progress in (0.25, 0.5):
+        scheduled.follow(progress)
+        assert model(x).shape == (2, 10) and model.blocks.alpha == progress / 2
+        del model.blocks[-1]
+    model.blocks = model.blocks[:1]
+    scheduled.follow(0.75)
+    assert model.blocks.alpha == 0.375
+
+
+def test_a_trainer_goes_back_to_an_earlier_state(recordings):
+    samples = Split(torch.randn(16, 1, 8, 8), torch.randint(10, (16,)))
+    trainer = Trainer(
+        network(), Recipe(4, batch_size=4), 16, replay=True, alpha=MOVING["one alpha"]
+    )
+    trainer.train_epoch(samples)
+    state = copy.deepcopy(trainer.state_dict())
+    ends = []
+    for _ in range(2):
+        while not trainer.done:
+            trainer.train_epoch(samples)
+        ends.append([p.detach().clone() for p in trainer.model.parameters()])
+        trainer.load_state_dict(copy.deepcopy(state))
+    assert all(map(torch.equal, *ends))
+
+
+def test_a_cpu_records_nothing(monkeypatch):
+    def refuses(function):
+        raise AssertionError("recorded")
+
+    monkeypatch.setattr(repeated, "recorded", refuses)
+    samples = Split(torch.randn(16, 1, 8, 8), torch.randint(10, (16,)))
+    trainer = Trainer(network(), Recipe(2, batch_size=2), 16, replay=True)
+    trainer.train_epoch(samples)
+    assert trainer.not_replayed is None
 
 
 def test_the_blocks_of_a_converted_model_share_one_alpha():
@@ -152,6 +226,7 @@ def test_what_cannot_be_recorded_runs_as_it_is(monkeypatch):
         raise RuntimeError("operation not permitted when stream is capturing\nand so on")
 
     monkeypatch.setattr(repeated, "recorded", refuses)
+    monkeypatch.setattr(repeated, "_runs_on_cuda", lambda x: True)
     check_alike("cpu")
     steps = repeated.Repeated(lambda images, labels: images.sum())
     inputs = torch.ones(2), torch.ones(2)

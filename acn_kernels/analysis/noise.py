@@ -12,6 +12,7 @@ from acn_kernels.analysis.subnetworks import Batches
 from acn_kernels.inference.probe import right
 from acn_kernels.models import ImageClassifier
 from acn_kernels.modes import in_eval_mode
+from acn_kernels.validation import check_labels
 
 # The levels of the paper's Table 2.
 SIGMAS = (0.1, 0.2, 0.4)
@@ -77,7 +78,10 @@ def _accuracy(model, batches, add, level, prepare, seed) -> Tensor:
     generator, found, count = torch.Generator().manual_seed(seed), 0, 0
     for images, labels in batches:
         noisy = add(images, level, generator) if level else images
-        found += right(model(prepare(noisy)), labels).sum().item()
+        logits = model(prepare(noisy))
+        if len(images):
+            check_labels(labels, logits.shape[-1], len(images))
+        found += right(logits, labels).sum().item()
         count += len(labels)
     if not count:
         raise ValueError("data holds no sample; it takes at least one")

@@ -34,7 +34,10 @@ def _centred(features: Tensor) -> Tensor:
     """In fp64; exactly 0 where only the rounding of the mean is left."""
     wide = features.double()
     centred = wide - wide.mean(0)
-    return torch.where(centred.abs() <= _ROUNDING * wide.abs(), 0.0, centred)
+    centred = torch.where(centred.abs() <= _ROUNDING * wide.abs(), 0.0, centred)
+    # Scale cancels; without it, squares of squares leave the range of fp64.
+    largest = centred.abs().max() if centred.numel() else 0
+    return centred / largest if largest > 0 else centred
 
 
 def cka_by_depth(model: ImageClassifier, data: Batches) -> Grid:

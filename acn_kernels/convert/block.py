@@ -47,6 +47,10 @@ class ConvertedBlock(Converted):
             raise AttributeError(f"a post-norm {type(self).__name__} has no entry norms")
         return tuple(self.acn_adapter.norms_of(self))
 
+    def _apply(self, *args, **kwargs) -> ConvertedBlock:
+        self._acn_chain.free_alpha()
+        return super()._apply(*args, **kwargs)
+
     def __call__(self, *args, **kwargs) -> Tensor:
         # Hooks, sharding and recomputation may hand forward another tensor in the place of the one
         # that flows; what rides on it goes ahead as an argument.

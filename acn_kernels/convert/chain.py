@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from acn_kernels.connection import MixedStream, Wiring, as_data, place_of_alpha
+from acn_kernels.connection import MixedStream, Wiring, as_data
 from acn_kernels.reference import sum_dtype
 from acn_kernels.validation import are_counted, check_alpha
 
@@ -25,7 +25,6 @@ class Chain:
     """What the blocks of one converted list share: alpha and granularity."""
 
     def __init__(self, alpha: float, granularity: str) -> None:
-        self._place_of_alpha: Tensor | None = None
         self.alpha = alpha
         self.granularity = granularity
 
@@ -37,12 +36,11 @@ class Chain:
     @alpha.setter
     def alpha(self, alpha: float) -> None:
         self._alpha = check_alpha(alpha)
-        self.mix = as_data(self._alpha, self._place_of_alpha)
+        self.mix = as_data(self._alpha)
 
-    def keep_alpha_on(self, device: torch.device | None) -> None:
-        """As :meth:`FusedACNStack.keep_alpha_on`."""
-        self._place_of_alpha = place_of_alpha((), device)
-        self.alpha = self._alpha
+    def free_alpha(self) -> None:
+        """From a device, where recorded steps read it, to where it goes with every device."""
+        self.mix = as_data(self._alpha)
 
     @property
     def is_residual(self) -> bool:

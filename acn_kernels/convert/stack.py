@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import nn
 
 from acn_kernels.convert.chain import Chain
@@ -40,8 +39,12 @@ class ConvertedStack(FusedACNStack):
     def mix(self):
         return self.chain.mix
 
-    def keep_alpha_on(self, device: torch.device | None) -> None:
-        self.chain.keep_alpha_on(device)
+    @mix.setter
+    def mix(self, mix):
+        self.chain.mix = mix
+
+    def _free_alpha(self) -> None:
+        self.chain.free_alpha()
 
     @property
     def granularity(self) -> str:

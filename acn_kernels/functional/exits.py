@@ -11,7 +11,13 @@ from torch import Tensor
 
 from acn_kernels import torch_ops
 from acn_kernels.dispatch import choose
-from acn_kernels.functional.checks import check_input, check_norm, check_scale, check_tensor
+from acn_kernels.functional.checks import (
+    check_input,
+    check_norm,
+    check_scale,
+    check_tensor,
+    is_recorded,
+)
 from acn_kernels.norm_spec import NormSpec
 from acn_kernels.ops import compiled
 from acn_kernels.reference import sum_dtype
@@ -69,9 +75,7 @@ def exit_head(
         RuntimeError: a backend asked for by name cannot run here, or a gradient is being recorded.
     """
     _check_exit(x, y, spec, weight, bias, threshold, scale, pooling)
-    if torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (x, y, weight, bias, scale)
-    ):
+    if is_recorded(spec, x, y, weight, bias, scale):
         raise RuntimeError("exit_head has no gradient; call it under torch.no_grad()")
     kind, norm_weight, norm_bias = ("none", None, None) if spec is None else spec[:3]
     eps = 0.0 if spec is None else spec.eps_for(x.dtype)
@@ -135,6 +139,8 @@ def _check_exit(x, y, spec, weight, bias, threshold, scale, pooling) -> None:
         raise ValueError(f"x has shape {tuple(x.shape)}; pooling takes at least one token")
     if isinstance(threshold, bool) or not isinstance(threshold, (int, float)):
         raise TypeError(f"threshold is a {type(threshold).__name__}; it takes a number of nats")
+    if threshold != threshold:
+        raise ValueError("threshold is nan; it takes a number of nats")
     if y is not None:
         check_tensor("y", y)
         tokens = x.shape[1] if pooling == "mean" or y.dim() != 3 else max(1, y.shape[1])

@@ -204,7 +204,9 @@ def accumulate_norm(
         check_tensor("y", y)
     check_scale(scale)
     check_rows(x, rows)
-    if torch.is_grad_enabled() and (x.requires_grad or (y is not None and y.requires_grad)):
+    if spec is not None:
+        check_norm(x, spec)
+    if is_recorded(spec, x, y, scale):
         raise RuntimeError(
             "accumulate_norm has no gradient; call it under torch.no_grad() or use fork and join"
         )
@@ -212,8 +214,6 @@ def accumulate_norm(
         raise ValueError(f"alpha is {alpha}; it takes a number from 0 to 1")
     if rows is not None and alpha != 1:
         raise ValueError(f"rows is given with alpha {alpha}; a partial sum takes alpha 1")
-    if spec is not None:
-        check_norm(x, spec)
     shape = x.shape if rows is None else (*x.shape[:-2], len(rows.index), x.shape[-1])
     first = y is None
     if first:

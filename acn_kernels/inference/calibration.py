@@ -21,9 +21,11 @@ def cutoff_depth(accuracy: Tensor, max_drop: float) -> int:
         max_drop: in [0, 1], 0.01 is one point.
 
     Raises:
-        ValueError: an accuracy is NaN, or ``max_drop`` out of range.
+        ValueError: an accuracy is NaN, ``accuracy`` of another shape, or ``max_drop`` out of range.
     """
     check_drop(max_drop)
+    if accuracy.dim() != 1 or not len(accuracy):
+        raise ValueError(f"accuracy has shape {tuple(accuracy.shape)}; it takes [L+1]")
     if accuracy.isnan().any():
         raise ValueError(f"accuracy is {accuracy.tolist()}; it takes numbers")
     good = accuracy >= accuracy[-1] - max_drop - 1e-12
@@ -43,11 +45,12 @@ def exit_threshold(logits: Tensor, labels: Tensor, exits: Sequence[int], max_dro
 
     Raises:
         TypeError, ValueError: an exit is no depth from 1 to L-1, a label none of the classes,
-            ``max_drop`` out of range, or the full network's logits hold NaN.
+            ``labels`` of another shape, ``max_drop`` out of range, or the full network's logits
+            hold NaN.
     """
     check_drop(max_drop)
     exits = check_exits(exits, len(logits) - 1)
-    check_labels(labels, logits.shape[-1])
+    check_labels(labels, logits.shape[-1], logits.shape[1])
     check_full(logits)
     full = right(logits[-1], labels).double().mean()
     certainty = entropy(logits)

@@ -19,6 +19,7 @@ from acn_kernels.inference.calibration import check_drop, check_full
 from acn_kernels.inference.early_exit import entropy, first_exit
 from acn_kernels.inference.paired import Paired, least_samples
 from acn_kernels.inference.probe import right
+from acn_kernels.validation import check_labels
 
 CONFIDENCE = 0.95  # 19 of 20
 _Z = NormalDist().inv_cdf(1 - (1 - CONFIDENCE) / 2)
@@ -66,10 +67,11 @@ def choose(logits: Tensor, labels: Tensor, exits: Sequence[int], max_drop: float
         max_drop: of accuracy, in (0, 1].
 
     Raises:
-        ValueError: there are too few samples to show it of anything, or the full network's logits
-            hold NaN.
+        TypeError, ValueError: there are too few samples to show it of anything, ``labels`` are of
+            another kind or shape, or the full network's logits hold NaN.
     """
     check_drop(max_drop)
+    check_labels(labels, logits.shape[-1], logits.shape[1])
     check_full(logits)
     least = least_samples(max_drop, _Z)
     if len(labels) < least:

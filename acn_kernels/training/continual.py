@@ -24,7 +24,7 @@ class SynapticIntelligence:
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], strength: float) -> None:
-        if strength < 0:
+        if not strength >= 0:
             raise ValueError(f"strength is {strength}; it takes a number of at least 0")
         self.parameters, self.strength = list(parameters), strength
         self.importance = [torch.zeros_like(p) for p in self.parameters]

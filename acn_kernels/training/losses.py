@@ -172,6 +172,8 @@ class LayerSkipLoss:
     def __init__(self, p_max: float = 0.1, e_scale: float = 0.2, rotation: int = 4) -> None:
         if not 0 <= p_max < 1:
             raise ValueError(f"p_max is {p_max}; it takes a number from 0 to below 1")
+        if not 0 <= e_scale < math.inf:
+            raise ValueError(f"e_scale is {e_scale}; it takes a number from 0")
         check_size("rotation", rotation, 1)
         self.p_max, self.e_scale, self.rotation = p_max, e_scale, rotation
 

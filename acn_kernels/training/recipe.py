@@ -27,6 +27,7 @@ from acn_kernels.training.losses import Loss, SharedHeadLoss, Step, final_loss, 
 from acn_kernels.training.parameter_groups import decayed_apart
 from acn_kernels.training.scheduled import ScheduledModel
 from acn_kernels.training.schedules import GROWING, warmup_cosine
+from acn_kernels.validation import check_size
 
 LOG_FILE = "log.csv"
 MODEL_FOLDER = "model"
@@ -75,13 +76,14 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch_size", 1), ("save_every", 0), ("depth", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} is {value}; it takes a whole number from {least}")
+            if name != "depth" or self.depth is not None:
+                check_size(name, getattr(self, name), least)
         for name in ("lr", "weight_decay"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}; it takes a number from 0")
         check_seed(self.seed)
+        if not isinstance(self.alpha, AlphaSchedule | None):
+            raise TypeError(f"alpha is {self.alpha!r}; it takes None or an AlphaSchedule")
         if self.alpha is not None and self.wiring != "acn":
             raise ValueError(f"alpha is set and wiring is {self.wiring!r}; it goes with 'acn'")
         if self.loss not in LOSSES:

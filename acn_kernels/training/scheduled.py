@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from acn_kernels.alpha_schedule import AlphaSchedule
 from acn_kernels.convert.anneal import holders_of_alpha
 from acn_kernels.convert.chain import Chain
+from acn_kernels.convert.stack import ConvertedStack
 from acn_kernels.models import ImageClassifier
 from acn_kernels.stack import FusedACNStack
 from acn_kernels.training.schedules import BottomUpAlpha, DepthSchedule, FreezeSchedule
@@ -21,12 +22,14 @@ class ScheduledModel:
             layer in a stack.
         depth: how many of the layers take part.
         freeze: how many of the lowest ones, with all that lies below them, do not learn.
-        recorded: whether steps are recorded and replayed. They find alpha between its ends in a
-            tensor on the model's device, as long as the training lasts.
+        recorded: whether steps are recorded and replayed. They find alpha between its ends in
+            tensors on the model's device, which :meth:`follow` changes in place: between a forward
+            and its backward pass, it then must not be called.
 
     Raises:
-        TypeError: a BottomUpAlpha is given for a model without a stack, or a FreezeSchedule for
-            one of which it is not known what lies below its blocks.
+        TypeError: a schedule is of another kind; a BottomUpAlpha is given for a model without a
+            stack, a DepthSchedule for one that cannot be truncated, or a FreezeSchedule for one of
+            which it is not known what lies below its blocks.
         ValueError: the stages of ``depth`` are out of order, or a share is not in [0, 1].
     """
 
@@ -38,8 +41,20 @@ class ScheduledModel:
         freeze: FreezeSchedule | None = None,
         recorded: bool = False,
     ) -> None:
-        if isinstance(alpha, BottomUpAlpha) and not isinstance(model.blocks, FusedACNStack):
+        for name, given, kinds in (
+            ("alpha", alpha, (AlphaSchedule, BottomUpAlpha)),
+            ("depth", depth, (DepthSchedule,)),
+            ("freeze", freeze, (FreezeSchedule,)),
+        ):
+            if not isinstance(given, (*kinds, type(None))):
+                takes = " or ".join(kind.__name__ for kind in kinds)
+                raise TypeError(f"{name} is {given!r}; it takes None, {takes}")
+        if isinstance(alpha, BottomUpAlpha) and not _has_alphas(model.blocks):
             raise TypeError("alpha is a BottomUpAlpha; it takes a model with a FusedACNStack")
+        if depth is not None and not hasattr(model, "truncate"):
+            raise TypeError(
+                f"model is a {type(model).__name__}; a DepthSchedule takes one with truncate()"
+            )
         if freeze is not None and not isinstance(model, ImageClassifier):
             raise TypeError(
                 f"model is a {type(model).__name__}; a FreezeSchedule takes an image classifier of "
@@ -53,14 +68,17 @@ class ScheduledModel:
         self._held: list[nn.Parameter] = []  # of those, what would learn without the schedule
         self._recorded = recorded
         self._holders: list[Chain | FusedACNStack] = []  # of the alpha that a schedule sets
-        if self.alpha is not None:
-            self._hold_alpha()
+        self._found_in: tuple = ()
+        # Where recorded steps read it, by holder and shape. What was recorded goes on reading.
+        self._places: dict[tuple[Chain | FusedACNStack, torch.Size], Tensor] = {}
 
     @property
     def state(self) -> tuple:
         """What a step depends on beside its data and the numbers in tensors."""
-        ends = tuple(None if held.mix is not None else held.alpha for held in self._holders)
-        return self.network, self._frozen, ends
+        alphas = tuple(
+            (held, held.alpha if held.mix is None else held.mix.shape) for held in self._holders
+        )
+        return self.network, self._frozen, alphas
 
     def follow(self, progress: float) -> None:
         """To where the schedules are after the share ``progress`` of the training."""
@@ -69,8 +87,6 @@ class ScheduledModel:
             taking_part = self.depth.at(progress, layers)
             if taking_part != len(self.network.blocks):
                 self.network = self.model.truncate(taking_part)
-                if self.alpha is not None:
-                    self._hold_alpha()
         if self.alpha is not None:
             self._set_alpha(progress)
         frozen = 0 if self.freeze is None else self.freeze.at(progress, layers)
@@ -80,8 +96,7 @@ class ScheduledModel:
     def finish(self) -> None:
         """At the end of the training: the last alpha, and nothing frozen any more."""
         if self.alpha is not None:
-            self._set_alpha(1.0)
-            self._keep_alpha_on(None)
+            self._set_alpha(1.0, in_place=False)
         self._freeze(0)
 
     def gather_gradients(self) -> None:
@@ -108,21 +123,38 @@ class ScheduledModel:
             parameter.requires_grad_(False)
         self._frozen = layers
 
-    def _hold_alpha(self) -> None:
-        networks = {self.model, self.network}
-        self._holders = [held for network in networks for held in holders_of_alpha(network)]
-        if self._recorded:
-            self._keep_alpha_on(next(self.model.parameters()).device)
-
-    def _keep_alpha_on(self, device: torch.device | None) -> None:
+    def _set_alpha(self, progress: float, in_place: bool = True) -> None:
+        of_layers = isinstance(self.alpha, BottomUpAlpha)
+        given = (progress, len(self.model.blocks)) if of_layers else (progress,)
+        alpha = self.alpha.at(*given)
+        self._find_holders(of_layers)
         for held in self._holders:
-            held.keep_alpha_on(device)
+            held.alpha = alpha[: len(held)] if of_layers else alpha
+            if self._recorded and in_place and held.mix is not None:
+                held.mix = self._placed(held)
 
-    def _set_alpha(self, progress: float) -> None:
-        if isinstance(self.alpha, BottomUpAlpha):
-            of_layers = self.alpha.at(progress, len(self.model.blocks))
-            for stack in self._holders:
-                stack.alpha = of_layers[: len(stack)]
+    def _find_holders(self, of_layers: bool) -> None:
+        networks = {self.model, self.network}
+        # Looking through all modules at every step costs as much as a small layer.
+        found_in = tuple((n, n.blocks, len(n.blocks)) for n in networks)
+        if found_in == self._found_in:
+            return
+        self._found_in = found_in
+        if of_layers:
+            self._holders = [network.blocks for network in networks]
         else:
-            for held in self._holders:
-                held.alpha = self.alpha.at(progress)
+            self._holders = [held for network in networks for held in holders_of_alpha(network)]
+
+    def _placed(self, held: Chain | FusedACNStack) -> Tensor:
+        """alpha of ``held`` in a tensor that is the same one for every number."""
+        place = self._places.get((held, held.mix.shape))
+        if place is None:
+            device = next(self.model.parameters()).device
+            with torch.inference_mode(False):
+                place = self._places[held, held.mix.shape] = held.mix.to(device, copy=True)
+        return place.copy_(held.mix)
+
+
+def _has_alphas(blocks: nn.Module) -> bool:
+    """Whether layers may have an alpha of their own: those of a converted model share one."""
+    return isinstance(blocks, FusedACNStack) and not isinstance(blocks, ConvertedStack)

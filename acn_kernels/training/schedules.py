@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -30,7 +31,8 @@ class DepthSchedule(NamedTuple):
             ValueError: the stages do not begin at 0, are out of order, or a share is not in (0, 1].
         """
         starts = [start for start, _ in self.stages]
-        if not starts or starts[0] != 0 or starts != sorted(set(starts)) or starts[-1] >= 1:
+        rising = all(one < next_ for one, next_ in itertools.pairwise(starts))
+        if not starts or starts[0] != 0 or not rising or not starts[-1] < 1:
             raise ValueError(
                 f"stages begin at {starts}; they take 0 and then rising shares below 1"
             )

@@ -80,7 +80,7 @@ class Trainer:
             the step, outside of what is replayed.
 
     Raises:
-        TypeError, ValueError: as ScheduledModel does.
+        TypeError, ValueError: as ScheduledModel does, or there is no sample.
     """
 
     def __init__(
@@ -98,6 +98,7 @@ class Trainer:
         length: Callable[[Tensor], Tensor] | None = None,
         augment: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
+        check_size("samples", samples, 1)
         self.model, self.recipe, self.loss = model, recipe, loss
         self._scheduled = ScheduledModel(model, alpha, depth, freeze, recorded=replay)
         self.after_backward, self.autocast, self.length = after_backward, autocast, length
@@ -233,8 +234,10 @@ class Trainer:
         if isinstance(self.loss, nn.Module):
             self.loss.load_state_dict(state["loss"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self._repeated is not None:  # what was recorded works on the tensors that were there
+            self._repeated = Repeated(self._update, self._parameters)
         self.step = self.step._replace(index=state["step"])
         set_random_states(state["random"])
-        self._follow_schedules(max(self.step.index - 1, 0) / self.step.total)
+        self._follow_schedules(max(self.step.index - 1, 0) / max(self.step.total, 1))
         if self.done:
             self._finish()
