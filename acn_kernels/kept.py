@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from acn_kernels import _extension
 from acn_kernels.composition import Composition
 from acn_kernels.hooks import hooks_on_all
 
@@ -40,11 +42,36 @@ class KeptAnswer:
         self._answer = None
 
 
+class OptimizerSteps:
+    """Counts the steps of all optimisers from the first question on: their fused kernels change
+    weights without PyTorch's own count of it."""
+
+    def __init__(self) -> None:
+        self._steps = 0
+        self._watching = False
+
+    def count(self) -> int:
+        if not self._watching:
+            self._watching = True
+            register_optimizer_step_post_hook(self._stepped)
+        return self._steps
+
+    def _stepped(self, *_) -> None:
+        self._steps += 1
+        extension = _extension.module()
+        if extension is not None:
+            extension.weights_changed()
+
+
+optimizer_steps = OptimizerSteps()
+
+
 class StackedParameters:
     """Parameters of L layers, each kind [L, ...] in one tensor.
 
     The tensors are kept between calls that record no gradient, and follow changes in place by
-    PyTorch's own count of them. Matrices come in the dtype that is asked for, as autocast does it.
+    PyTorch's own count of them, and steps of optimisers. Matrices come in the dtype that is asked
+    for, as autocast does it.
 
     Args:
         kinds: for each kind the L parameters.
@@ -61,7 +88,10 @@ class StackedParameters:
         if recorded or not can_be_kept(self.parameters[0]) or not self._counted:
             self._kept = None
             return self._stacked(matrices)
-        state = [stream_of(self.parameters[0]), matrices, *map(_version, self.parameters)]
+        state = [
+            *(stream_of(self.parameters[0]), matrices, optimizer_steps.count()),
+            *map(_version, self.parameters),
+        ]
         kept = self._kept
         if kept is None or kept[0] != state:
             kept = self._kept = state, self._stacked(matrices)

@@ -12,6 +12,7 @@
 #include "acn/runtime/engine.h"
 #include "acn/runtime/errors.h"
 #include "composition.h"
+#include "runtime/packed_weight.h"
 
 namespace acn {
 namespace {
@@ -82,6 +83,7 @@ void bind_engine(pybind11::module_& m) {
   py::class_<Places>(m, "Places")
       .def(py::init<std::vector<at::Tensor>>())
       .def("hold", &Places::hold);
+  m.def("weights_changed", &weights_changed);
   m.def("types_are", &types_are);
   m.def("sizes_are", &sizes_are);
   m.def("values_are", &values_are);

@@ -168,6 +168,13 @@ def test_wrong_options_are_refused(changes, message):
     network = network_of("mixer")
     with pytest.raises(ValueError, match=message):
         Engine.from_model(network)(images_for(network, 1), **changes)
+    images = images_for(network, 1)
+    for inputs, said in (([[1.0]], "inputs is a list"), (images.to_sparse(), "torch.sparse_coo")):
+        with pytest.raises(TypeError, match=said):
+            Engine.from_model(network)(inputs)
+    for options in ({"exits": [2**70], "threshold": 1.0}, {"depth": 2**70}, {"micro_batch": 2**70}):
+        with pytest.raises(ValueError, match=f"{next(iter(options))} is {2**70}; it takes"):
+            Engine.from_model(network)(images, **options)
     with pytest.raises(TypeError, match="exits is 1; it takes a list of depths"):
         Engine.from_model(network)(images_for(network, 1), 1, 1.0)
     with pytest.raises(ValueError, match="images is Double"):

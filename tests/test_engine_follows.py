@@ -144,6 +144,49 @@ def test_weights_that_change_in_place_are_not_remembered(change, engine_alone):
         before = after
 
 
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_steps_that_leave_most_of_a_weight_as_it_is(kind, fused, engine_alone):
+    """PyTorch does not count what fused optimisers change, and no value that is compared does."""
+    network = network_of("mixer")
+    images = images_for(network, 4)
+    engine = Engine.from_model(network)
+    engine(images)
+    weight = network.blocks[1].channel_mlp.fc1.weight
+    weight.grad = torch.zeros_like(weight)
+    weight.grad[3] = 100.0  # of 128 rows; some values of the 5th, 13th, 21st, ... are compared
+    kind([weight], lr=0.5, weight_decay=0.0, fused=fused).step()
+    with torch.no_grad():
+        expected = network(images)
+    torch.testing.assert_close(engine(images).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["mixer", "vit", "class token"])
+def test_autocast_is_none_of_the_engines_business(kind, dtype, engine_alone):
+    network = network_of(kind)
+    engine, images = Engine.from_model(network), images_for(network, 5)
+    alone = engine(images, EXITS, 1.0)
+    with torch.autocast("cpu", dtype):
+        assert torch.is_autocast_enabled("cpu")
+        within = engine(images, EXITS, 1.0)
+        made_within = Engine.from_model(network)(images, EXITS, 1.0)
+        assert torch.mm(images[0, 0], images[0, 0].T).dtype == dtype  # still on
+    for result in (within, made_within):
+        torch.testing.assert_close(result.logits, alone.logits, rtol=1e-5, atol=1e-5)
+        assert torch.equal(result.depth, alone.depth)
+
+
+def test_a_large_head_under_autocast(engine_alone):
+    """Its product is PyTorch's own."""
+    network = create("acn_mixer_digits", depth=2, classes=20_000).eval()
+    nn.init.normal_(network.head.weight, std=0.2)
+    engine, images = Engine.from_model(network), torch.randn(6, 1, 8, 8)
+    alone = engine(images).logits
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(engine(images).logits, alone, rtol=1e-5, atol=1e-5)
+
+
 def test_a_model_made_in_inference_mode(engine_alone):
     """Its tensors count no changes."""
     with torch.inference_mode():

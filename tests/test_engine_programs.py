@@ -140,6 +140,16 @@ def damaged(folder) -> None:
         with pytest.raises(ValueError, match=r"segment-1-3\.pt2 does not load"):
             Engine.from_folder(folder, compiled=True)
     segment.write_bytes(whole)
+    for part, said in (("stem", "head"), ("head", "stem"), ("segment-1-3", "head")):
+        file = folder / f"{part}.pt2"
+        own = file.read_bytes()
+        file.write_bytes((folder / f"{said}.pt2").read_bytes())
+        with pytest.raises(ValueError, match=rf"{part}\.pt2 is for the {said} of model .*it takes"):
+            Engine.from_folder(folder, compiled=True)
+        file.write_bytes(own)
+    config.write_text(json.dumps({**sound, "model": "another"}))
+    with pytest.raises(ValueError, match=r"stem\.pt2 is for .*here it takes .* of model another"):
+        Engine.from_folder(folder, compiled=True)
     config.write_text(json.dumps({**sound, "classes": 9}))
     with pytest.raises(ValueError, match=r"head\.pt2 returns"):
         Engine.from_folder(folder, compiled=True)(torch.zeros(2, 3, 16, 16))

@@ -328,3 +328,14 @@ def test_parameters_that_do_not_change_are_the_same_tensors():
     assert again is not first and all(map(torch.equal, again, first))
     kinds[1][0].zero_()
     assert not stacked.tensors(recorded=False)[1][0].any()
+
+
+def test_fused_optimisers_change_what_nobody_counts():
+    parameter = nn.Parameter(torch.ones(3))
+    stacked = StackedParameters([[parameter, parameter]])
+    with torch.no_grad():
+        assert stacked.tensors(recorded=False)[0].eq(1).all()
+        parameter.grad, version = torch.ones(3), parameter._version
+        torch.optim.SGD([parameter], lr=0.5, fused=True).step()
+        assert stacked.tensors(recorded=False)[0].eq(0.5).all()
+    assert parameter._version == version  # or PyTorch counts them now, and need not be helped

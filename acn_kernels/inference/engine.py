@@ -14,6 +14,7 @@ from acn_kernels import _extension
 from acn_kernels.inference.criteria import check_criterion, listed_exits
 from acn_kernels.inference.engine_image import image_config
 from acn_kernels.inference.engine_text import is_bert, text_config
+from acn_kernels.kept import optimizer_steps
 from acn_kernels.validation import check_size
 
 
@@ -65,10 +66,10 @@ class Engine:
         the file (fp32 or bf16).
 
         Args:
-            compiled: also load the segments that ``export(aot_exits=...)`` compiled, and run
-                them where a call stops at their ends; a model that was compiled as a whole has
-                nothing else. They are programs, no data: load those that you trust. On the CPU
-                alone.
+            compiled: also load the segments that ``export(aot_exits=...)`` compiled, of which
+                there must be one, and run them where a call stops at their ends; a model that was
+                compiled as a whole has nothing else. They are programs, no data: load those that
+                you trust. On the CPU alone.
             device: where the weights go, "cpu" or a CUDA device.
 
         Raises:
@@ -88,11 +89,15 @@ class Engine:
 
         On the CPU the fp32 weights of the products, up to 2^20 elements each, are copied too, into
         the order in which they are read, and copied again where a call finds that they have
-        changed: by the version that PyTorch counts for every tensor, and by comparing some of the
-        values. Not noticed is one change alone: written through ``.data``, which no version counts,
-        to a part of a weight that holds none of those values. (An optimizer, ``load_state_dict``
-        and whatever else writes under ``no_grad`` are counted.) Of models made in inference mode,
-        whose tensors have no version, no weight is copied.
+        changed: by the version that PyTorch counts for every tensor, after every step of an
+        optimizer, and by comparing some of the values. Not noticed is one change alone: written
+        through ``.data``, which no version counts, to a part of a weight that holds none of those
+        values. (``load_state_dict`` and whatever else writes under ``no_grad`` are counted.) Of
+        models made in inference mode, whose tensors have no version, no weight is copied.
+
+        Tensors that take the place of the model's, by ``load_state_dict(assign=True)``, by
+        ``parameter.data = ...`` or by ``model.to()``, are no longer shared: the engine computes
+        with those that were there. Make a new one; :class:`acn_kernels.EarlyExit` does.
 
         Raises:
             ValueError: the engine does not run this model.
@@ -101,6 +106,7 @@ class Engine:
         from acn_kernels.inference.engine_model import obstacle_to_engine_of
 
         native = _native_class()
+        optimizer_steps.count()  # from here on
         obstacle = obstacle_to_engine_of(model)
         if obstacle:
             raise ValueError(f"the engine does not run this model: {obstacle}")
@@ -157,16 +163,22 @@ class Engine:
         Raises:
             TypeError, ValueError: naming the argument, its value and what is accepted.
         """
+        if not isinstance(inputs, Tensor):
+            raise TypeError(f"inputs is a {type(inputs).__name__}; it takes a tensor")
+        if inputs.layout != torch.strided:
+            raise TypeError(f"inputs is {inputs.layout}; it takes torch.strided")
         exits = listed_exits(exits)
         if exits and threshold is None:
             raise ValueError(f"threshold is None; it takes a number, as exits is {exits}")
         threshold = 0.0 if threshold is None else threshold
         check_criterion(criterion, threshold)
-        for k in exits:
-            check_size("exits", k, 0)
-        for name, value, least in (("depth", depth, 0), ("micro_batch", micro_batch, 1)):
+        numbers = [("exits", k, 0) for k in exits]
+        numbers += [("depth", depth, 0), ("micro_batch", micro_batch, 1)]
+        for name, value, least in numbers:
             if value is not None:
                 check_size(name, value, least)
+                if value >= 2**63:
+                    raise ValueError(f"{name} is {value}; it takes an integer below 2^63")
         logits, depths, stops, counts, undecided = self._native.run(
             inputs, exits, float(threshold), criterion,
             -1 if depth is None else depth, micro_batch or 0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import secrets
 import tempfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -95,7 +96,7 @@ def compile_text_segments(model: nn.Module, folder: Path, stops: Sequence[int]) 
     others = [{}, {}] if tokens is None else [{1: tokens}, {3: tokens}]
     for begin, end in itertools.pairwise(stops):
         segment = _TextSegment(model.blocks, begin, end)
-        label = _label(longest, x, begin, end) + of
+        label = _label(longest, x, begin, end, of)
         _compile(segment, state, _segment_path(folder, begin, end), label, others)
         x, *y = segment(*state)
         state, others = (x, state[1], *y), [*others[:2], *({} for _ in y)]
@@ -124,11 +125,12 @@ def compile_parts(
     if logits.dim() != 2:
         raise ValueError(f"forward_head returns shape {tuple(logits.shape)}; it takes [B, classes]")
     folder.mkdir(parents=True, exist_ok=True)
+    of = secrets.token_hex(8)  # programs of two exports make no model, be their weights the same
     with tempfile.TemporaryDirectory(dir=folder, prefix=".parts-") as name:
         parts = Path(name)
-        _compile(_Stem(model), [example], parts / "stem.pt2")
-        state = _compile_segments(model, x, parts, stops)
-        _compile(_Head(model), state, parts / "head.pt2")
+        _compile(_Stem(model), [example], parts / "stem.pt2", f"the stem of model {of}")
+        state = _compile_segments(model, x, parts, stops, of)
+        _compile(_Head(model), state, parts / "head.pt2", f"the head of model {of}")
         remove_programs(folder)
         for other in (CONFIG_FILE, WEIGHTS_FILE):  # of what was there: programs hold their weights
             (folder / other).unlink(missing_ok=True)
@@ -136,6 +138,7 @@ def compile_parts(
             os.replace(part, folder / part.name)
     config = {
         "family": "compiled",
+        "model": of,
         "depth": stops[-1],
         "classes": logits.shape[1],
         "input": list(example.shape[1:]),
@@ -179,13 +182,12 @@ def _checked(model: nn.Module, example: Tensor | None) -> Tensor:
     return torch.cat([example, example])[:2].contiguous()
 
 
-def _compile_segments(model, x, folder, stops, of: str = "") -> tuple[Tensor, ...]:
-    """The state behind the last of them. of: the model in the folder; none is there where programs
-    hold everything."""
+def _compile_segments(model, x, folder, stops, of: str) -> tuple[Tensor, ...]:
+    """The state behind the last of them."""
     state = (x,)
     for begin, end in itertools.pairwise(stops):
         segment = _Segment(model.blocks, begin, end)
-        label = _label(x.shape[1:-1].numel(), x, begin, end) + of
+        label = _label(x.shape[1:-1].numel(), x, begin, end, of)
         _compile(segment, state, _segment_path(folder, begin, end), label)
         state = segment(*state)
     return state
@@ -196,23 +198,24 @@ def _model_in(folder: Path) -> str:
     sum_ = 0
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         sum_ = zlib.crc32((folder / name).read_bytes(), sum_)
-    return f" of model {sum_:08x}"
+    return f"{sum_:08x}"
 
 
 def _segment_path(folder: Path, begin: int, end: int) -> Path:
     return folder / f"segment-{begin}-{end}.pt2"
 
 
-def _label(tokens: int, x: Tensor, begin: int, end: int) -> str:
+def _label(tokens: int, x: Tensor, begin: int, end: int, of: str) -> str:
     """What a segment is for, in the words of the engine, which refuses to run another."""
-    return f"layers {begin} to {end} of {tokens} tokens of {x.shape[-1]} {_NAMES[x.dtype]}"
+    sizes = f"{tokens} tokens of {x.shape[-1]} {_NAMES[x.dtype]}"
+    return f"layers {begin} to {end} of {sizes} of model {of}"
 
 
 def _compile(
     module: nn.Module,
     inputs: Sequence[Tensor],
     path: Path,
-    label: str = "",
+    label: str,
     others: Sequence[Mapping[int, torch.export.Dim]] | None = None,
 ) -> None:
     program = batch_program(module, [tensor.contiguous() for tensor in inputs], others)

@@ -17,16 +17,20 @@ AotiProgram::AotiProgram(const std::string& path) : path_(path) {
     loader_ = std::make_unique<AOTIModelPackageLoader>(
         path, "model", /*run_single_threaded=*/false, static_cast<size_t>(at::get_num_threads()));
   } catch (const std::exception& error) {
-    throw FormatError(text(path, " does not load: ", std::string(error.what()).substr(0, 200)));
+    const std::string reason = error.what();
+    throw FormatError(text(path, " does not load: ", reason.substr(0, reason.find('\n')).substr(0, 200)));
   }
 }
 
 AotiProgram::~AotiProgram() = default;
 
-std::string AotiProgram::label() const {
+void AotiProgram::check_label(const std::string& expected) const {
   const auto metadata = loader_->get_metadata();
   const auto found = metadata.find("acn");
-  return found == metadata.end() ? "" : found->second;
+  const std::string label = found == metadata.end() ? "" : found->second;
+  if (label == expected) return;
+  throw FormatError(text(path_, " is for ", label.empty() ? "another use" : label,
+                         "; here it takes ", expected));
 }
 
 std::vector<at::Tensor> AotiProgram::run(const std::vector<at::Tensor>& inputs, size_t least,

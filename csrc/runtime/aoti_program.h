@@ -26,8 +26,8 @@ class AotiProgram {
 
   const std::string& path() const { return path_; }
 
-  // What acn_kernels wrote into it; empty: nothing.
-  std::string label() const;
+  // Throws FormatError where acn_kernels.inference.programs wrote it for another use.
+  void check_label(const std::string& expected) const;
 
  private:
   std::string path_;

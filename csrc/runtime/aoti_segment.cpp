@@ -37,7 +37,7 @@ std::string model_in(const std::string& folder) {
   }
   std::array<char, 8> digits{};
   for (size_t i = 0; i < digits.size(); ++i) digits[i] = "0123456789abcdef"[sum >> (28 - 4 * i) & 15];
-  return text(" of model ", std::string_view(digits.data(), digits.size()));
+  return std::string(digits.data(), digits.size());
 }
 
 std::string segment_path(const std::string& folder, int64_t begin, int64_t end) {
@@ -50,12 +50,8 @@ AotiSegment::AotiSegment(const std::string& folder, const Config& config, at::Sc
                          const std::string& model, int64_t begin, int64_t end)
     : program_(segment_path(folder, begin, end)) {
   // As acn_kernels.inference.programs writes it.
-  const std::string expected = text("layers ", begin, " to ", end, " of ", config.tokens(),
-                                    " tokens of ", config.width, " ", name_of(dtype), model);
-  const std::string label = program_.label();
-  if (label == expected) return;
-  throw FormatError(text(program_.path(), " is for ", label.empty() ? "another use" : label,
-                         "; here it takes ", expected));
+  program_.check_label(text("layers ", begin, " to ", end, " of ", config.tokens(), " tokens of ",
+                            config.width, " ", name_of(dtype), " of model ", model));
 }
 
 State AotiSegment::run(State state, bool) const {

@@ -17,8 +17,7 @@ namespace acn {
 class AotiSegment final : public Segment {
  public:
   // segment-BEGIN-END.pt2 of `folder`. Throws FileError where it is missing, FormatError where it
-  // does not load or is for other layers than those of `config` in `dtype`, or of another model;
-  // `model` is empty for one that has its weights in its programs alone.
+  // does not load or is for other layers than those of `config` in `dtype`, or of another model.
   AotiSegment(const std::string& folder, const Config& config, at::ScalarType dtype,
               const std::string& model, int64_t begin, int64_t end);
 

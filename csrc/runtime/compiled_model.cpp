@@ -50,9 +50,12 @@ class CompiledModel final : public Model {
         dtype_(scalar_type_of(config.dtype)),
         stem_(folder + "/stem.pt2"),
         head_(folder + "/head.pt2") {
+    stem_.check_label("the stem of model " + config.model);
+    head_.check_label("the head of model " + config.model);
     int64_t begin = 0;
     for (const int64_t end : config.stops) {
-      links_.push_back(std::make_shared<AotiSegment>(folder, config, dtype_, "", begin, end));
+      links_.push_back(
+          std::make_shared<AotiSegment>(folder, config, dtype_, config.model, begin, end));
       begin = end;
     }
   }

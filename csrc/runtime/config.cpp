@@ -186,6 +186,7 @@ void parse_text_model(Fields& fields, Config& config) {
 }
 
 void parse_compiled_model(Fields& fields, Config& config) {
+  config.model = fields.field("model").string("model");
   config.input = fields.numbers("input", 1, kLargest);
   elements_of(config.input);
   config.input_dtype = fields.word("input_dtype", {"F32", "BF16", "I64"});

@@ -3,7 +3,6 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
-#include <c10/core/InferenceMode.h>
 
 #include <algorithm>
 #include <atomic>
@@ -18,6 +17,7 @@
 #include "measure.h"
 #include "micro_batch.h"
 #include "model.h"
+#include "plain_operations.h"
 #include "regroup.h"
 
 namespace acn {
@@ -67,7 +67,7 @@ void check_place(const Config& config, at::Device device) {
 template <class Body>
 void for_each(size_t count, const Body& body) {
   const auto range = [&](int64_t begin, int64_t end) {
-    const c10::InferenceMode no_autograd;  // of this thread
+    const PlainOperations plain;  // of this thread
     for (int64_t i = begin; i < end; ++i) body(static_cast<size_t>(i));
   };
   if (count == 1) {
@@ -176,6 +176,7 @@ class Run {
 
  private:
   void settle(const Tensor& logits, int64_t row, int64_t sample, int64_t stop) {
+    TORCH_INTERNAL_ASSERT(logits.scalar_type() == logits_.scalar_type());
     const size_t bytes = static_cast<size_t>(logits.size(1)) * logits.element_size();
     std::memcpy(static_cast<char*>(logits_.mutable_data_ptr()) + sample * bytes,
                 static_cast<const char*>(logits.const_data_ptr()) + row * bytes, bytes);
@@ -234,7 +235,10 @@ Engine Engine::from_folder(const std::string& folder, bool compiled, at::Device 
     const at::ScalarType dtype = weights.begin()->second.scalar_type();
     for (auto& [name, tensor] : weights) tensor = tensor.to(device);
     Packages packages;
-    if (compiled) packages = load_packages(folder, config, dtype);
+    if (compiled) {
+      packages = load_packages(folder, config, dtype);
+      if (packages.empty()) throw FormatError("it holds no compiled segment");
+    }
     return Engine(std::make_unique<const Parts>(config, weights, std::move(packages)));
   } catch (const FormatError& error) {
     throw FormatError(text(folder, ": ", error.what()));
@@ -245,7 +249,7 @@ Engine::Engine(const Config& config, Tensors weights) {
   if (config.family == Family::compiled) throw FormatError("a compiled model is loaded by folder");
   check_weights(weights, config);
   check_place(config, weights.begin()->second.device());
-  const c10::InferenceMode no_autograd;
+  const PlainOperations plain;
   parts_ = std::make_unique<const Parts>(config, weights, Packages());
 }
 
@@ -294,7 +298,7 @@ Result Engine::run(const Tensor& given, const RunOptions& options) const {
   Run run(*parts_->model, options, result.logits, result.depth);
   std::vector<Survivors> survivors;
   {
-    const c10::InferenceMode no_autograd;
+    const PlainOperations plain;
     Survivors all;
     all.state.x = given.contiguous();
     all.rows.resize(static_cast<size_t>(batch));

@@ -1,12 +1,12 @@
 #include "measure.h"
 
 #include <ATen/Parallel.h>
-#include <c10/core/InferenceMode.h>
 
 #include <algorithm>
 #include <chrono>
 #include <limits>
 
+#include "plain_operations.h"
 #include "regroup.h"
 
 namespace acn {
@@ -38,7 +38,7 @@ SampleCosts measured_costs(const Segment& segment, int64_t layers, const State& 
   // In a parallel region, as groups run: each on a thread of its own.
   at::parallel_for(0, 2, 1, [&](int64_t begin, int64_t) {
     if (begin != 0) return;
-    const c10::InferenceMode no_autograd;  // of this thread
+    const PlainOperations plain;  // of this thread
     State few;
     costs.copy = seconds([&] { few = first_samples(state, samples); }) / samples;
     const double copying = costs.copy * samples;

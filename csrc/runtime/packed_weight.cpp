@@ -2,6 +2,7 @@
 
 #include <c10/util/Exception.h>
 
+#include <atomic>
 #include <cstring>
 
 namespace acn {
@@ -12,7 +13,11 @@ namespace {
 constexpr int64_t kMostElements = 1 << 20;
 constexpr int64_t kValues = 16;  // that are compared, in different rows and columns
 
+std::atomic<int64_t> changes{0};
+
 }  // namespace
+
+void weights_changed() { ++changes; }
 
 std::shared_ptr<const PackedWeight> PackedWeight::of(const at::Tensor& weight) {
   const bool fits = weight.numel() <= kMostElements && tiles_here().size() > 1;
@@ -30,7 +35,7 @@ std::shared_ptr<const Panels> PackedWeight::panels() const {
 }
 
 bool PackedWeight::is_current() const {
-  if (!panels_ || weight_._version() != version_) return false;
+  if (!panels_ || weight_._version() != version_ || changes != changes_) return false;
   const float* const now = weight_.const_data_ptr<float>();
   const int64_t outputs = weight_.size(0), inputs = weight_.size(1);
   for (int64_t i = 0; i < kValues; ++i) {
@@ -44,11 +49,13 @@ bool PackedWeight::is_current() const {
 }
 
 void PackedWeight::pack() const {
-  const int64_t version = weight_._version();  // of what is read: a change may follow at once
+  // Of what is read: a change may follow at once.
+  const int64_t version = weight_._version(), seen = changes;
   const at::Tensor rows = weight_.contiguous();
   panels_ = std::make_shared<const Panels>(rows.const_data_ptr<float>(), rows.size(0),
                                            rows.size(1), tiles_here().front());
   version_ = version;
+  changes_ = seen;
 }
 
 }  // namespace acn

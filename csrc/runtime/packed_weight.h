@@ -11,6 +11,9 @@
 
 namespace acn {
 
+// Says that weights may have changed in ways that their versions do not tell.
+void weights_changed();
+
 // Many threads may share one.
 class PackedWeight {
  public:
@@ -23,8 +26,8 @@ class PackedWeight {
       : weight_(weight), shape_(weight.sizes().vec()) {}
 
   // Made at the first call, and anew where the weight has changed: where its version has, or one of
-  // a few values. What is written past the version, through `.data`, and leaves those values as
-  // they are is not seen. Throws c10::Error where the weight has another shape than at first.
+  // a few values, and after weights_changed(). What is written past the version, through `.data`,
+  // and leaves those values as they are is not seen. Throws c10::Error where the weight has another shape than at first.
   std::shared_ptr<const Panels> panels() const;
 
  private:
@@ -36,6 +39,7 @@ class PackedWeight {
   mutable std::mutex changing_;
   mutable std::shared_ptr<const Panels> panels_;
   mutable int64_t version_ = 0;
+  mutable int64_t changes_ = 0;  // of all weights, when the panels were made
 };
 
 }  // namespace acn

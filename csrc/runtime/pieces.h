@@ -4,10 +4,11 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty_like.h>
-#include <c10/core/InferenceMode.h>
 
 #include <algorithm>
 #include <vector>
+
+#include "plain_operations.h"
 
 namespace acn {
 
@@ -29,7 +30,7 @@ at::Tensor in_pieces(const at::Tensor& x, int64_t axis, int64_t least, const Bod
   if (threads == 1 || threads < at::get_num_threads()) return body(x, 0);
   at::Tensor out = at::empty_like(x);
   at::parallel_for(0, size, least, [&](int64_t begin, int64_t end) {
-    const c10::InferenceMode no_autograd;  // of this thread
+    const PlainOperations plain;  // of this thread
     out.slice(axis, begin, end).copy_(body(x.slice(axis, begin, end), begin));
   });
   return out;
@@ -42,7 +43,7 @@ at::Tensor sum_of_pieces(int64_t size, int64_t least, const Body& body) {
   if (threads == 1) return body(0, size);
   std::vector<at::Tensor> parts(static_cast<size_t>(threads));
   at::parallel_for(0, threads, 1, [&](int64_t from, int64_t to) {
-    const c10::InferenceMode no_autograd;  // of this thread
+    const PlainOperations plain;  // of this thread
     for (int64_t i = from; i < to; ++i) {
       parts[static_cast<size_t>(i)] = body(i * size / threads, (i + 1) * size / threads);
     }

@@ -133,7 +133,7 @@ class Reference {
 
 std::string config_text(const std::string& kind, int64_t depth, double alpha) {
   if (kind == "compiled") {
-    return text(R"({"family": "compiled", "classes": 7, "input": [3, 10, 10], )",
+    return text(R"({"family": "compiled", "model": "0123abcd", "classes": 7, "input": [3, 10, 10], )",
                 R"("input_dtype": "F32", "dtype": "F32", "state": [25, 24], "stops": [1, )", depth,
                 R"(], "depth": )", depth, "}");
   }

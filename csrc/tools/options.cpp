@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cstdlib>
 #include <filesystem>
 #include <functional>
 #include <limits>
@@ -54,14 +55,9 @@ int64_t whole(const std::string& name, const std::string& word, int64_t most = k
 }
 
 double number(const std::string& name, const std::string& word) {
-  size_t used = 0;
-  double value = 0;
-  try {
-    value = std::stod(word, &used);
-  } catch (const std::exception&) {
-    used = 0;
-  }
-  if (used == 0 || used != word.size()) {
+  char* end = nullptr;
+  const double value = std::strtod(word.c_str(), &end);  // which takes the smallest numbers, too
+  if (word.empty() || end != word.c_str() + word.size()) {
     throw UsageError(text(name, " is '", word, "'; it takes a number"));
   }
   return value;

@@ -1,5 +1,4 @@
 #include <ATen/ops/zeros.h>
-#include <c10/core/InferenceMode.h>
 
 #include <algorithm>
 #include <list>
@@ -7,6 +6,7 @@
 #include <mutex>
 
 #include "../device.h"
+#include "../plain_operations.h"
 #include "../segment_pass.h"
 #include "captured_batch.h"
 #include "switch_graph.h"
@@ -139,7 +139,7 @@ class CudaRunner final : public Runner {
            const Results& results) const override {
     const int64_t batch = input.size(0);
     if (batch == 0) return;
-    const c10::InferenceMode no_autograd;
+    const PlainOperations plain;
     const c10::cuda::CUDAGuard device(input.device());
     const int64_t bucket = bucket_of(batch);
     const bool by_name = options.graphs != Graphs::automatic && options.graphs != Graphs::off;

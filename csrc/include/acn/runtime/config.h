@@ -35,6 +35,7 @@ struct Config {
   int64_t channel_mlp = 0;
   bool closing = false;
   // compiled
+  std::string model;           // which its programs name, too
   std::vector<int64_t> input;  // shape of one sample
   std::string input_dtype;     // as safetensors names it
   std::string dtype;           // of x and of the logits
