@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from acn_kernels.validation import check_alpha
 
+__all__ = ["AlphaSchedule"]
+
 
 class AlphaSchedule(NamedTuple):
     """alpha goes from ``start`` to ``end`` in a straight line over the first ``fraction`` of the

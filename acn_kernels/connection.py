@@ -21,6 +21,8 @@ from acn_kernels.norm_spec import NormSpec
 from acn_kernels.reference import sum_dtype
 from acn_kernels.rows import RowSelection
 
+__all__ = ["Connection"]
+
 # In place of a scale: the input of the network, where it is no term of the sum.
 OMITTED = "omitted"
 Scale = Tensor | str | None

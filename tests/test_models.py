@@ -217,7 +217,10 @@ def test_foreign_files_are_refused(tmp_path):
     for change, message in (
         ({"family": "resnet"}, "family 'resnet'"),
         ({"dropout": 0.1}, "differs .* in dropout"),
-        ({"width": 32}, "is not of this model"),
+        ({"width": 32}, r"is not of this model: .* has shape .*; it takes"),
+        ({"width": 10**9}, "is not of this model"),  # nothing of that size is made
+        ({"depth": 10**9}, "depth is 1000000000; the weights are"),
+        ({"depth": 2}, "is not of this model: it holds blocks.2"),
         ({"depth": "3"}, "config.json: depth is '3'"),
         ({"alpha": "x"}, "config.json: alpha is "),
         ({"alpha": 2}, "config.json: alpha is 2"),
@@ -227,11 +230,21 @@ def test_foreign_files_are_refused(tmp_path):
         with pytest.raises(ValueError, match=message):
             Model.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config))
-    save_file({"other": torch.zeros(1)}, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="is not of this model"):
+    weights = model.state_dict()
+    for changed, message in (
+        ({"head.weight": weights["head.weight"].int()}, "head.weight is I32; it takes floating"),
+        ({"head.weight": weights["head.weight"][1:]}, "head.weight has shape"),
+        ({"other": torch.zeros(1)}, "it holds other"),
+    ):
+        save_file({**weights, **changed}, tmp_path / "model.safetensors")
+        with pytest.raises(ValueError, match=f"is not of this model: {message}"):
+            Model.from_pretrained(tmp_path)
+    del weights["head.bias"]
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"it lacks head\.bias"):
         Model.from_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"\x00" * 20)
-    with pytest.raises(ValueError, match="is not of this model"):
+    with pytest.raises(ValueError, match="is no file of weights"):
         Model.from_pretrained(tmp_path)
     for text, message in (("{", "is no JSON"), ("[1]", "holds a list")):
         (tmp_path / "config.json").write_text(text)

@@ -22,14 +22,21 @@ from acn_kernels.files import written_whole
 
 MODULES = (
     "acn_kernels",
+    "acn_kernels.alpha_schedule",
     "acn_kernels.analysis",
     "acn_kernels.blocks",
+    "acn_kernels.connection",
     "acn_kernels.convert",
     "acn_kernels.functional",
     "acn_kernels.inference",
     "acn_kernels.models",
     "acn_kernels.models.huggingface",
     "acn_kernels.reference",
+    "acn_kernels.training.continual",
+    "acn_kernels.training.initialisation",
+    "acn_kernels.training.losses",
+    "acn_kernels.training.schedules",
+    "acn_kernels.training.trainer",
 )
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from acn_kernels.blocks import DenseFormerStack, DenseNetStack, FeedForwardStack, HybridStack
 from acn_kernels.files import written_whole
 from acn_kernels.hooks import is_plain_linear
+from acn_kernels.models.stored import check_stored, stored_in
 from acn_kernels.models.timm_surface import TimmSurface, make_head
 from acn_kernels.sharding import gathered, shallow_copy
 from acn_kernels.stack import FusedACNStack
@@ -205,16 +205,21 @@ class Model(nn.Module):
                 f"{folder / CONFIG_FILE} differs from a {family} configuration in "
                 f"{', '.join(sorted(set(config) ^ known))}"
             )
+        stored = stored_in(folder / WEIGHTS_FILE)
         try:
-            model = cls(cls.config_class(**config))
+            made = cls.config_class(**config)
+            if made.depth > len(stored):  # or its layers would be made before they are missed
+                raise ValueError(f"depth is {made.depth}; the weights are {len(stored)} tensors")
+            with torch.device("meta"):
+                empty = cls(made)
             if alpha is not None:
-                model.blocks.alpha = alpha
+                empty.blocks.alpha = alpha
         except (TypeError, ValueError) as error:
             raise ValueError(f"{folder / CONFIG_FILE}: {error}") from error
-        try:
-            model.load_state_dict(load_file(folder / WEIGHTS_FILE))
-        except (RuntimeError, SafetensorError) as error:
-            raise ValueError(f"{folder / WEIGHTS_FILE} is not of this model: {error}") from error
+        check_stored(folder / WEIGHTS_FILE, stored, empty.state_dict())
+        model = cls(made)
+        model.blocks.alpha = empty.blocks.alpha
+        model.load_state_dict(load_file(folder / WEIGHTS_FILE))
         return model
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+__all__ = ["SynapticIntelligence", "average_accuracy", "forgetting"]
+
 _DAMPING = 0.1  # xi of the paper: parameters that hardly moved
 
 

@@ -7,6 +7,8 @@ from torch import nn
 
 from acn_kernels.blocks import Mlp
 
+__all__ = ["dirac_", "scaled_"]
+
 
 @torch.no_grad()
 def dirac_(model: nn.Module) -> None:

@@ -23,6 +23,18 @@ from acn_kernels.reference import sum_dtype
 from acn_kernels.stack import FusedACNStack
 from acn_kernels.validation import check_size
 
+__all__ = [
+    "BranchLoss",
+    "DistillationLoss",
+    "LayerSkipLoss",
+    "SharedHeadLoss",
+    "Step",
+    "deep_supervision",
+    "final_loss",
+    "layer_dropout",
+    "rising_weights",
+]
+
 
 class Step(NamedTuple):
     """Which step of how many this is."""

@@ -6,6 +6,8 @@ import itertools
 import math
 from typing import NamedTuple
 
+__all__ = ["GROWING", "BottomUpAlpha", "DepthSchedule", "FreezeSchedule", "warmup_cosine"]
+
 
 def warmup_cosine(step: int, warmup: int, total: int) -> float:
     """The factor on the learning rate at ``step``: linear over ``warmup`` steps, then a cosine."""

@@ -26,6 +26,8 @@ from acn_kernels.training.schedules import (
 )
 from acn_kernels.validation import check_size
 
+__all__ = ["Recipe", "Trainer"]
+
 _SORTED_BATCHES = 50  # among so many in a row samples are put together with those of like length
 
 
