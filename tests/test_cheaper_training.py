@@ -232,6 +232,17 @@ def test_alpha_from_the_bottom_up_by_hand():
     assert BottomUpAlpha(1.0, 0.0).at(0.0, 2) == (1.0, 1.0)
 
 
+@pytest.mark.parametrize("part", ["model", "network"])
+def test_who_was_evaluated_trains_again(part):
+    trainer = Trainer(model(), Recipe(2, batch_size=8), 16, depth=DepthSchedule(((0, 0.5),)))
+    batch = (part[:8] for part in data())
+    images, labels = batch
+    trainer.train_on(images, labels)
+    getattr(trainer, part).eval()
+    trainer.train_on(images, labels)
+    assert all(module.training for module in trainer.network.modules())
+
+
 def test_every_layer_gets_its_alpha():
     network, depth = model(), DepthSchedule(((0, 1.0), (0.75, 0.5)))
     trainer = Trainer(network, Recipe(8, batch_size=16), 16, alpha=BottomUpAlpha(), depth=depth)

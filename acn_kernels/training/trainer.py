@@ -103,6 +103,7 @@ class Trainer:
         check_size("samples", samples, 1)
         self.model, self.recipe, self.loss = model, recipe, loss
         self._scheduled = ScheduledModel(model, alpha, depth, freeze, recorded=replay)
+        self._told_to_train: ImageClassifier | None = None
         self.after_backward, self.autocast, self.length = after_backward, autocast, length
         self.augment = augment
         self.steps_per_epoch = recipe.steps_per_epoch(samples)
@@ -185,7 +186,11 @@ class Trainer:
 
     def _follow_schedules(self, progress: float) -> None:
         self._scheduled.follow(progress)
-        self.network.train()
+        # Telling all modules at every step would take longer than to launch a recorded one.
+        told = self.network is self._told_to_train
+        if not (told and self.network.training and self.model.training):
+            self.model.train()
+            self._told_to_train = self.network.train()
 
     def train_epoch(self, data: Split) -> float:
         """All samples once, in an order that follows from the seed and the epoch; the mean loss.
