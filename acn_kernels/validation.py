@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -66,7 +67,9 @@ def check_size(name: str, value: int, least: int) -> None:
 
 
 def check_device(name: str) -> str:
-    """``name``; ValueError where it is no device that torch can use here."""
+    """``name``; ValueError where it is neither the CPU nor a GPU that torch can use here."""
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise ValueError(f"device is {name!r}; it takes cpu, cuda, or a GPU such as cuda:1")
     try:
         torch.empty(0, device=name)
     except (AssertionError, RuntimeError) as error:  # of a torch without CUDA, and of any other

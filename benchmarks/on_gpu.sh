@@ -8,9 +8,9 @@
 # current extension is there), tests (`pytest -m gpu`), failed (those of OUT/gpu_tests.xml that
 # failed), sanitizer, kernels, train, infer, exit, gpt9x512, paper (the brief preset of
 # benchmarks.paper, with ACN_DATA_DIR), report, or the name of a case such as infer_mlp128. Default:
-# all but paper, train and infer until they are done; each ends within ten minutes and leaves what
-# it has, and run again goes on where it stopped. A piece that fails keeps no other from running;
-# the exit status tells.
+# all but failed and paper, those that take longest several times; each ends within ten minutes and
+# leaves what it has, and run again goes on where it stopped. A piece that fails keeps no other from
+# running; the exit status tells.
 #
 # --brief: everything once within eight minutes, the most valuable first; what comes late has less
 # time. --dry-run: every piece on the CPU with tiny shapes.

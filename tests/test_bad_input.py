@@ -9,6 +9,7 @@ from torch import nn
 
 from acn_kernels import FusedACNStack, _extension, dispatch
 from acn_kernels.blocks import Attention, FeedForwardStack, PostNormBlock
+from acn_kernels.validation import check_device
 
 
 def make_stack(**options):
@@ -339,3 +340,16 @@ def test_a_first_layer_that_would_read_nothing():
     for alpha in (0.0, [0.0, 1.0]):
         with pytest.raises(ValueError, match="the first layer would read 0"):
             make_stack(alpha=alpha, include_input=False)(torch.randn(2, 7))
+
+
+@pytest.mark.parametrize("name", ["moon", "cuda:x", "meta", "mkldnn", "cuda:-1", "cpu:0", ""])
+def test_a_device_is_the_cpu_or_a_gpu(name, recwarn):
+    with pytest.raises(ValueError, match=f"device is '{name}'; it takes cpu, cuda, or a GPU"):
+        check_device(name)
+    assert not recwarn
+
+
+def test_a_gpu_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match=f"device is 'cuda:{torch.cuda.device_count()}': "):
+        check_device(f"cuda:{torch.cuda.device_count()}")
+    assert check_device("cpu") == "cpu"

@@ -354,4 +354,26 @@ def test_the_command_runs_named_cases(tmp_path, monkeypatch, capsys):
     assert [file.name for file in tmp_path.iterdir()] == ["kernel_copy.json"]
     monkeypatch.setattr("sys.argv", [*arguments, "--case", "kernel_copies"])
     assert command.main() == 2
-    assert "no case kernel_copies; the suite has kernel_copy" in capsys.readouterr().out
+    assert "no case kernel_copies; the suite has kernel_copy" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--device", "blah", "device is 'blah'; it takes cpu, cuda"),
+        ("--device", f"cuda:{torch.cuda.device_count()}", "device is 'cuda:"),
+        ("--budget", "nan", "--budget is nan; it takes a number of seconds"),
+        ("--budget", "inf", "--budget is inf; it takes a number of seconds"),
+        ("--budget", "-1", "--budget is -1.0; it takes a number of seconds"),
+        ("--out", __file__, f"--out is {__file__!r}; it takes a folder"),
+    ],
+)
+def test_what_cannot_be_followed_is_said_before_anything_is_measured(
+    option, value, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(command, "run", lambda *_: pytest.fail("it ran"))
+    arguments = ["throughput", "--suite", "smoke", "--out", str(tmp_path), option, value]
+    monkeypatch.setattr("sys.argv", arguments)
+    assert command.main() == 2
+    printed = capsys.readouterr()
+    assert message in printed.err and printed.err.count("\n") == 1 and not printed.out

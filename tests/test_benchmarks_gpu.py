@@ -161,6 +161,11 @@ def test_an_xml_file_cut_short_is_said_to_be(tmp_path):
     assert "is no XML" in summary(tmp_path)
 
 
+def test_a_result_cut_short_is_said_to_be(tmp_path):
+    (tmp_path / "small.json").write_text("")
+    assert "small.json is no JSON: " in summary(tmp_path)
+
+
 # --- the command
 
 

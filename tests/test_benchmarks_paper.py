@@ -126,7 +126,7 @@ def test_ended_by_a_signal_it_leaves_no_process_behind(tmp_path):
     finally:
         if has_processes(process.pid):
             os.killpg(process.pid, signal.SIGKILL)
-    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out").iterdir())
 
 
 def until(it_is_so, seconds):
@@ -142,6 +142,36 @@ def has_processes(group):
     except ProcessLookupError:
         return False
     return True
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--device", "blah", "device is 'blah'; it takes cpu, cuda"),
+        ("--device", "cuda:x", "device is 'cuda:x'; it takes cpu, cuda"),
+        ("--device", f"cuda:{torch.cuda.device_count()}", "device is 'cuda:"),
+        ("--jobs", "0", "--jobs is 0; it takes an integer of at least 1"),
+        ("--seeds", "0", "--seeds is 0; it takes an integer of at least 1"),
+        ("--budget", "nan", "--budget is nan; it takes a number of seconds"),
+        ("--out", __file__, f"--out is {__file__!r}; it takes a folder"),
+        ("--work", __file__, f"--work is {__file__!r}; it takes a folder"),
+    ],
+)
+def test_what_cannot_be_followed_is_said_before_anything_starts(
+    option, value, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(runner, "run", lambda *_: pytest.fail("it ran"))
+    places = ["--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
+    assert command.main(["--preset", "smoke", "--all", *places, option, value]) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err and printed.err.count("\n") == 1 and not printed.out
+
+
+def test_a_dry_run_asks_for_no_device(capsys):
+    gpu = f"cuda:{torch.cuda.device_count()}"
+    assert command.main(["--experiment", "fig6", "--dry-run", "--device", gpu]) == 0
+    assert command.main([]) == 2
+    assert "it takes --experiment, --all or --report" in capsys.readouterr().err
 
 
 def test_missing_data_fails_with_its_reason(tmp_path, monkeypatch, capsys):

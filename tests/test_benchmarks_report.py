@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from small_case import small_run
 
+from benchmarks.report import __main__ as command
 from benchmarks.report import pictures, readme, tables
 from benchmarks.report.results import Result, Spread, load
 from benchmarks.throughput.case import COPY_CEILING, FASTEST_PEER
@@ -100,6 +101,37 @@ def test_the_report_reads_what_the_runner_writes(tmp_path):
 def test_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no result"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["run", "nowhere"])
+def test_a_report_that_cannot_be_written_says_why_in_one_line(name, tmp_path, monkeypatch, capsys):
+    small_run(tmp_path / "run")
+    (tmp_path / "run" / "cut.json").write_text("")
+    capsys.readouterr()
+    monkeypatch.setattr("sys.argv", ["report", str(tmp_path / name)])
+    assert command.main() == 2
+    printed = capsys.readouterr()
+    wanted = {"run": "cut.json is no JSON: ", "nowhere": "nowhere holds no result"}
+    assert wanted[name] in printed.err and printed.err.count("\n") == 1 and not printed.out
+
+
+def test_a_readme_that_is_not_there_is_said_before_anything_is_written(
+    tmp_path, monkeypatch, capsys
+):
+    file = small_run(tmp_path)
+    capsys.readouterr()
+    monkeypatch.setattr("sys.argv", ["report", str(tmp_path), "--readme", "nofile.md"])
+    assert command.main() == 2
+    said = "benchmarks.report: --readme is 'nofile.md', which is no file\n"
+    assert capsys.readouterr() == ("", said)
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_json_of_others_is_left_out(tmp_path):
+    small_run(tmp_path)
+    (tmp_path / "number.json").write_text("5")
+    (tmp_path / "other.json").write_text('{"case": "no samples"}')
+    assert [result.name for result in load(tmp_path)] == ["small"]
 
 
 def test_results_are_in_the_order_of_their_batches(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import acn_kernels as acn
 from acn_kernels.models import create
 from benchmarks.report import pictures
 from benchmarks.report.results import load
+from benchmarks.throughput import trained as command
 from benchmarks.throughput.case import Setting
 from benchmarks.throughput.runner import Plan, run
 from benchmarks.throughput.trained import Trained, cases, curve, points
@@ -70,8 +72,48 @@ def test_every_way_runs_as_many_images(batch, images, folder):
     assert f"{images} images in batches of {batch}," in ways.what
 
 
+def run_command(monkeypatch, out, *arguments) -> int:
+    monkeypatch.setattr("sys.argv", ["trained", "--out", str(out), *map(str, arguments)])
+    return command.main()
+
+
+def test_the_command_tells_whether_a_case_failed(folder, tmp_path, monkeypatch, capsys):
+    quick = partial(run, plan=Plan(quick=True, ours_only=True))
+    monkeypatch.setattr(command, "run", lambda cases, out, _: quick(cases, out, TINY))
+    arguments = ["--model", f"acn={folder}", "--data", "digits", "--batch", "200"]
+    assert run_command(monkeypatch, tmp_path, *arguments) == 0
+    monkeypatch.setattr(command, "points", lambda _: 1 / 0)
+    assert run_command(monkeypatch, tmp_path, *arguments) == 1
+    assert "trained_acn_b200: building the case failed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--model", "acn=nowhere", "nowhere/config.json"),
+        ("--model", "acn={hybrid}", "is wired hybrid; it takes acn or residual"),
+        ("--data", "nowhere", "data is 'nowhere', which is not there"),
+        ("--device", "blah", "device is 'blah'; it takes cpu, cuda"),
+        ("--batch", "0", "--batch is 0; it takes an integer of at least 1"),
+        ("--out", __file__, f"--out is {__file__!r}; it takes a folder"),
+    ],
+)
+def test_what_cannot_be_loaded_is_said_before_any_case(
+    option, value, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(command, "run", lambda *_: pytest.fail("it ran"))
+    for wiring in ("acn", "hybrid"):
+        create("acn_mixer_digits", depth=LAYERS, wiring=wiring).save_pretrained(tmp_path / wiring)
+    given = ["--model", f"acn={tmp_path / 'acn'}", "--data", "digits"]
+    value = value.format(hybrid=tmp_path / "hybrid")
+    assert run_command(monkeypatch, tmp_path / "out", *given, option, value) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err and printed.err.count("\n") == 1 and not printed.out
+    assert not (tmp_path / "out").exists()
+
+
 def test_files_and_pictures(folder, tmp_path):
-    chosen = cases({"a-b c": folder}, "digits", "cpu", [1, 200])
+    chosen = cases([Trained("a-b c", folder, "digits", "cpu")], [1, 200])
     run(chosen, tmp_path, TINY, Plan(quick=True, ours_only=True))
     results = load(tmp_path)
     assert [result.name for result in results] == ["trained_a_b_c_b1", "trained_a_b_c_b200"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from markdown import (
     blocks_of,
     leads_somewhere,
     links_of,
+    pieces_on_gpu,
     run_python_blocks,
     shell_commands,
 )
@@ -84,6 +87,30 @@ COMMANDS = [(page, command) for page in PAGES for command in shell_commands(page
 )
 def test_shell_commands_exist(page, command):
     assert_command_exists(command)
+
+
+@pytest.mark.parametrize(
+    ("words", "exist"),
+    [
+        ("ACN_DATA_DIR=DATA benchmarks/on_gpu.sh OUT paper", True),
+        ("benchmarks/on_gpu.sh OUT failed infer_mlp128", True),
+        ("benchmarks/on_gpu.sh OUT papers", False),
+        ("benchmarks/on_gpu.sh OUT cpu_infer_mlp128", False),  # a case, but none of a GPU
+    ],
+)
+def test_commands_of_on_gpu_name_pieces_that_it_takes(words, exist):
+    with nullcontext() if exist else pytest.raises(AssertionError):
+        assert_command_exists(words.split())
+
+
+def test_the_page_names_every_piece_of_on_gpu():
+    (pieces,) = re.findall(
+        r"^.*The pieces are (.*?);", (ROOT / "docs/benchmark.md").read_text(), flags=re.MULTILINE
+    )
+    named = set(re.findall(r"`(\w+)`", pieces))
+    families = {name for name in named if name.endswith("_")}
+    of_a_family = {name for name in pieces_on_gpu() if name.startswith(tuple(families))}
+    assert pieces_on_gpu() == (named - families) | of_a_family
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=named)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -250,6 +252,52 @@ def test_a_build_that_cannot_be_what_was_asked_for_stops(tree, tmp_path, environ
     done = setup(tree, "egg_info", "--egg-base", tmp_path, **environment)
     assert done.returncode != 0 and message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def check_wheel(monkeypatch):
+    """The script as a module."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # as it does itself
+    spec = importlib.util.spec_from_file_location("check_wheel", ROOT / "tools/check_wheel.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("cuda", "expected"),
+    [("12.6", "8.0;9.0+PTX"), ("12.8", "8.0;9.0;10.0+PTX"), ("13.0", "8.0;9.0;10.0+PTX")],
+)
+def test_a_wheel_is_checked_for_the_architectures_that_setup_takes(
+    check_wheel, cuda, expected, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(pytest.importorskip("setuptools"), "setup", lambda **_: None)
+    monkeypatch.setenv("ACN_KERNELS_EXTENSION", "0")
+    monkeypatch.delenv("ACN_KERNELS_CUDA", raising=False)
+    assert runpy.run_path(str(ROOT / "setup.py"))["architectures"](cuda) == expected
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    monkeypatch.setattr(check_wheel, "find_cuobjdump", lambda _: "cuobjdump")
+    numbers = re.findall(r"(\d+)\.0", expected)
+    lists = {
+        "--list-elf": "".join(f"ELF file 1: a.1.sm_{n}0.cubin\n" for n in numbers),
+        "--list-ptx": f"PTX file 1: a.1.sm_{numbers[-1]}0.ptx\n",
+    }
+    monkeypatch.setattr(check_wheel, "output", lambda tool, option, library: lists[option])
+    report = check_wheel.Report()
+    check_wheel.check_architectures(report, tmp_path, None, cuda)
+    assert not report.failed, capsys.readouterr().out
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_wheel_that_cannot_be_read_is_said_in_one_line(there, tmp_path):
+    wheel = tmp_path / "acn_kernels-0.1.0-py3-none-any.whl"
+    if there:
+        wheel.touch()
+    done = subprocess.run(
+        [sys.executable, ROOT / "tools/check_wheel.py", wheel], capture_output=True, text=True
+    )
+    assert done.returncode == 1 and not done.stdout
+    assert f"{wheel} cannot be read: " in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_versions_agree():

@@ -28,7 +28,6 @@ from typing import NamedTuple
 
 sys.dont_write_bytecode = True
 MOST_MEGABYTES = {"none": 1, "cpu": 3, "cuda": 20}
-DEFAULT_ARCHITECTURES = "8.0;9.0;10.0+PTX"
 # The libraries of torch and CUDA come from the environment; inside a wheel they would be second
 # copies with a state of their own.
 FOREIGN = re.compile(r"lib(torch|c10|cud|cublas|nvrtc|nccl|gomp|stdc)[^/]*\.so|\.a$")
@@ -164,11 +163,17 @@ def find_cuobjdump(python: str | None) -> str | None:
     return found[0] if found else shutil.which("cuobjdump")
 
 
-def check_architectures(report: Report, library: Path, python: str | None) -> None:
+def default_architectures(cuda: str) -> str:
+    """Those that setup.py takes where nobody names any."""
+    blackwell = tuple(map(int, cuda.split("."))) >= (12, 8)
+    return "8.0;9.0;10.0+PTX" if blackwell else "8.0;9.0+PTX"
+
+
+def check_architectures(report: Report, library: Path, python: str | None, cuda: str) -> None:
     tool = find_cuobjdump(python)
     if tool is None:
         return report.check(False, "there is no cuobjdump in CUDA_HOME, on the PATH or with Triton")
-    asked = os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_ARCHITECTURES
+    asked = os.environ.get("TORCH_CUDA_ARCH_LIST") or default_architectures(cuda)
     numbers = [(a.split("+")[0].replace(".", ""), "+PTX" in a) for a in re.split(r"[; ]+", asked)]
     for kind, option, expected in (
         ("machine code", "--list-elf", {number for number, _ in numbers}),
@@ -234,15 +239,19 @@ def main() -> int:
     )
     given = parser.parse_args()
     report, name, cuda = Report(), Name.of(given.wheel), "none"
+    try:
+        opened = zipfile.ZipFile(given.wheel)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise SystemExit(f"{given.wheel} cannot be read: {error}") from error
     print(given.wheel.name)
-    with zipfile.ZipFile(given.wheel) as wheel, tempfile.TemporaryDirectory() as folder:
+    with opened as wheel, tempfile.TemporaryDirectory() as folder:
         check_metadata(report, wheel, name)
         extension = check_files(report, wheel, name.platform != "any")
         if extension:
             library = Path(wheel.extract(extension, folder))
             cuda = check_library(report, library, name)
             if cuda != "cpu":
-                check_architectures(report, library, given.python)
+                check_architectures(report, library, given.python, cuda)
     size = given.wheel.stat().st_size / 1e6
     most = MOST_MEGABYTES.get(cuda, MOST_MEGABYTES["cuda"])
     report.check(size <= most, f"{size:.2f} MB, at most {most}")

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 
 from acn_kernels.training.datasets import DATA_DIR, data_folder
+from acn_kernels.validation import check_device, check_size
+from benchmarks.arguments import check_budget, make_folder
 from benchmarks.paper import report, runner
 from benchmarks.paper.dry_run import describe
 from benchmarks.paper.experiments import EXPERIMENTS
@@ -54,30 +56,43 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _check(arguments: argparse.Namespace, names: list[str], there: list[str]) -> None:
+    """Raises ValueError or OSError where an option cannot be followed."""
+    if not set(names) <= set(there):
+        raise ValueError(f"--preset {arguments.preset} has only {', '.join(there)}")
+    if not (names or arguments.report):
+        raise ValueError("it takes --experiment, --all or --report")
+    for option, value in (("--seeds", arguments.seeds), ("--jobs", arguments.jobs)):
+        if value is not None:
+            check_size(option, value, 1)
+    check_budget(arguments.budget)
+    if arguments.dry_run or arguments.report:
+        return
+    # A process of the pool that finds no device would be started again for ever.
+    check_device(arguments.device)
+    if arguments.preset != "smoke":
+        data_folder(arguments.data_dir)
+    make_folder("--out", arguments.out)
+    make_folder("--work", arguments.work)
+
+
 def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     preset = arguments.preset
     there = [name for name, experiment in EXPERIMENTS.items() if preset in experiment.presets]
     names = there if arguments.all else arguments.experiment
-    if not set(names) <= set(there):
-        print(f"--preset {preset} has only {', '.join(there)}", file=sys.stderr)
+    try:
+        _check(arguments, names, there)
+    except (ValueError, OSError) as error:
+        print(f"benchmarks.paper: {error}", file=sys.stderr)
         return 2
-    seeds = _SEEDS[preset] if arguments.seeds is None else arguments.seeds
+    seeds = arguments.seeds or _SEEDS[preset]
     jobs = arguments.jobs or (os.cpu_count() if arguments.device == "cpu" else _JOBS_ON_A_CARD)
-    if not (names or arguments.report) or seeds < 1 or jobs < 1:
-        print("name an experiment, or --all or --report; --seeds and --jobs take at least 1")
-        return 2
     if arguments.dry_run:
         print(describe(names, preset, seeds))
         return 0
     folder, status = arguments.out / preset, 0
     if not arguments.report:
-        if preset != "smoke":
-            try:
-                data_folder(arguments.data_dir)
-            except (FileNotFoundError, ValueError) as error:
-                print(error, file=sys.stderr)
-                return 2
         deadline = None if arguments.budget is None else time.time() + arguments.budget
         outcome = runner.run(names, runner.Settings(
             preset, seeds, arguments.out, arguments.work, arguments.data_dir,

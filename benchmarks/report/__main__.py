@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from acn_kernels.files import written_whole
@@ -24,8 +25,19 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> None:
+def main() -> int:
     arguments = parser().parse_args()
+    try:
+        _report(arguments)
+    except (ValueError, OSError) as error:
+        print(f"benchmarks.report: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    if arguments.readme is not None and not arguments.readme.is_file():
+        raise ValueError(f"--readme is {str(arguments.readme)!r}, which is no file")
     results = load(arguments.folder)
     text = tables.report(results, predictions.beside_measured(results))
     print(text)
@@ -42,4 +54,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

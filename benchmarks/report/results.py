@@ -144,13 +144,24 @@ def load(folder: Path) -> list[Result]:
 
     Raises:
         FileNotFoundError: there are none.
+        ValueError: a file is no JSON.
     """
-    files = sorted(folder.glob("*.json"), key=_numbers_apart)
-    raw = [json.loads(file.read_text()) for file in files]
-    results = [Result(fields) for fields in raw if "case" in fields and "seconds" in fields]
+    raw = [_read(file) for file in sorted(folder.glob("*.json"), key=_numbers_apart)]
+    results = [
+        Result(fields)
+        for fields in raw
+        if isinstance(fields, dict) and "case" in fields and "seconds" in fields
+    ]
     if not results:
         raise FileNotFoundError(f"{folder} holds no result of benchmarks.throughput")
     return results
+
+
+def _read(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON: {error}") from error
 
 
 def _numbers_apart(file: Path) -> list[tuple[str, int]]:

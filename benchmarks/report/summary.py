@@ -20,11 +20,14 @@ def summary(folder: Path) -> str:
     """Pieces, failed tests with the first line of their errors, ways that failed, answers that
     have a target, and predictions beside what came out. Some 10,000 characters at most, where
     failures are many by naming the first of them."""
+    results, unread = [], ""
     try:
         results = load(folder)
     except FileNotFoundError:
-        results = []
-    parts = [_pieces(folder), _tests(folder), _failed_ways(results)]
+        pass
+    except ValueError as error:
+        unread = str(error)
+    parts = [_pieces(folder), _tests(folder), unread, _failed_ways(results)]
     if results:
         parts += [conditions_line(results), answers(results, with_target=True)]
         parts += [beside_measured(results)]

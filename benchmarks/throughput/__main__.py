@@ -8,6 +8,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from acn_kernels.validation import check_device
+from benchmarks.arguments import check_budget, make_folder
 from benchmarks.throughput.case import Setting
 from benchmarks.throughput.runner import Plan, run
 from benchmarks.throughput.suites import SUITES
@@ -44,15 +46,26 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _check(arguments: argparse.Namespace) -> None:
+    """Raises ValueError where an option cannot be followed."""
+    known = [case.name for case in SUITES[arguments.suite]]
+    unknown = sorted(set(arguments.case or ()) - set(known))
+    if unknown:
+        raise ValueError(f"no case {', '.join(unknown)}; the suite has {', '.join(known)}")
+    check_budget(arguments.budget)
+    check_device(arguments.device)
+    make_folder("--out", arguments.out)
+
+
 def main() -> int:
     arguments = parser().parse_args()
+    try:
+        _check(arguments)
+    except ValueError as error:
+        print(f"benchmarks.throughput: {error}", file=sys.stderr)
+        return 2
     cases = SUITES[arguments.suite]
     if arguments.case:
-        known = [case.name for case in cases]
-        unknown = sorted(set(arguments.case) - set(known))
-        if unknown:
-            print(f"no case {', '.join(unknown)}; the suite has {', '.join(known)}")
-            return 2
         cases = [case for case in cases if case.name in arguments.case]
     plan = Plan(
         arguments.quick, arguments.budget, arguments.resume, arguments.ours, arguments.brief

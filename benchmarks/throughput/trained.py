@@ -21,7 +21,10 @@ import acn_kernels as acn
 from acn_kernels.inference import exit_threshold, probe_logits
 from acn_kernels.models import ImageClassifier, Model
 from acn_kernels.training.data import load_images
+from acn_kernels.validation import check_device, check_labels, check_size
+from benchmarks.arguments import make_folder
 from benchmarks.throughput.case import FASTEST_PEER, Case, Setting, Way, Ways
+from benchmarks.throughput.check import problems
 from benchmarks.throughput.exits import (
     EXITING,
     FULL,
@@ -42,6 +45,7 @@ MEAN_DEPTHS = (1.5, 2, 3, 4, 6, 8, 12)
 PAPERS_THRESHOLD = 0.7  # nats, Table 7
 _IMAGES = 128  # timed at the least, however small the batch
 _AIM = 1 / 3
+_LOOPS = {"acn": PlainLoop, "residual": PlainResidual}
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,15 @@ class Trained:
     @cached_property
     def model(self) -> ImageClassifier:
         return Model.from_pretrained(self.folder).eval()
+
+    def check(self) -> None:
+        """Loads what every case of it takes; ValueError or OSError where that cannot be."""
+        if not isinstance(self.model, ImageClassifier):
+            raise ValueError(f"{self.folder} holds a {self.model.family}, no image classifier")
+        wiring = self.model.config.wiring
+        if wiring not in _LOOPS:
+            raise ValueError(f"{self.folder} is wired {wiring}; it takes {' or '.join(_LOOPS)}")
+        check_labels(self.images_and_labels[1], self.model.config.classes)
 
     @cached_property
     def images_and_labels(self) -> tuple[Tensor, Tensor]:
@@ -80,8 +93,7 @@ class Trained:
 
     def network(self) -> nn.Module:
         """The same function in plain PyTorch, for other people's compilers."""
-        loops = {"acn": PlainLoop, "residual": PlainResidual}
-        loop = loops[self.model.config.wiring](self.model.blocks, self.model.blocks.norm)
+        loop = _LOOPS[self.model.config.wiring](self.model.blocks, self.model.blocks.norm)
         return nn.Sequential(Stem(self.model), loop, Head(self.model)).eval()
 
 
@@ -182,13 +194,13 @@ def curve(trained: Trained, batch: int) -> Callable[[Setting], Ways]:
     return build
 
 
-def cases(models: dict[str, Path], data: str, device: str, batches: Iterable[int]) -> list[Case]:
+def cases(models: Iterable[Trained], batches: Iterable[int]) -> list[Case]:
     """One for each model and batch size."""
     found = []
-    for name, folder in models.items():
-        trained = Trained(name, folder, data, device)
+    for trained in models:
+        name = trained.name.lower().replace(" ", "_").replace("-", "_")
         for batch in batches:
-            key = f"trained_{name.lower().replace(' ', '_').replace('-', '_')}_b{batch}"
+            key = f"trained_{name}_b{batch}"
             found.append(Case(key, curve(trained, batch), rounds=15 if batch < 1000 else 7))
     return found
 
@@ -216,12 +228,39 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _loaded(arguments: argparse.Namespace) -> list[Trained]:
+    """The models with their images.
+
+    Raises:
+        ValueError, OSError, ModuleNotFoundError: an option cannot be followed, or what it names
+            is not there.
+    """
+    check_device(arguments.device)
+    for batch in arguments.batch or ():
+        check_size("--batch", batch, 1)
+    models = [
+        Trained(name, folder, arguments.data, arguments.device)
+        for name, folder in dict(arguments.model).items()
+    ]
+    for trained in models:
+        trained.check()
+    make_folder("--out", arguments.out)
+    return models
+
+
 def main() -> int:
     arguments = parser().parse_args()
-    models, batches = dict(arguments.model), arguments.batch or BATCHES
-    setting = Setting(arguments.device)
-    run(cases(models, arguments.data, arguments.device, batches), arguments.out, setting)
-    return 0
+    try:
+        models = _loaded(arguments)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        print(f"benchmarks.throughput.trained: {error}", file=sys.stderr)
+        return 2
+    chosen = cases(models, arguments.batch or BATCHES)
+    run(chosen, arguments.out, Setting(arguments.device))
+    found = problems(chosen, arguments.out)
+    for problem in found:
+        print(problem, file=sys.stderr)
+    return int(bool(found))
 
 
 if __name__ == "__main__":
