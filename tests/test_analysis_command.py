@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import acn_kernels as acn
+from acn_kernels import analysis
 from acn_kernels.analysis import command as commands
 from acn_kernels.cli import main
 from acn_kernels.models import Model, create
@@ -55,6 +56,47 @@ def test_probe_draws(saved):
     command = ["probe", str(saved[1] / "model"), "--data", "digits", "--picture", str(picture)]
     assert main(command) == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_that_cannot_be_drawn_is_refused_before_anything_is_measured(
+    saved, capsys, monkeypatch
+):
+    pytest.importorskip("matplotlib", reason="pictures")
+    folder = saved[1]
+    (folder / "afile").write_text("")
+    monkeypatch.setattr(commands, "load_images", lambda *_: pytest.fail("it began to measure"))
+    for name, message in (
+        ("x.xyz", "it takes a name that ends in .eps, "),
+        ("x", "it takes a name that ends in .eps, "),
+        ("folder.png", "a folder; it takes a file"),
+        ("afile/x.png", "--picture: no file can be written into"),
+    ):
+        (folder / "folder.png").mkdir(exist_ok=True)
+        command = ["probe", str(folder / "model"), "--data", "digits"]
+        assert main([*command, "--picture", str(folder / name)]) == 2
+        error = capsys.readouterr().err
+        assert "--picture" in error and message in error
+
+
+def test_the_table_is_there_where_drawing_fails(saved, capsys, monkeypatch):
+    pytest.importorskip("matplotlib", reason="pictures")
+
+    def fail(*_):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(analysis.Curves, "draw", fail)
+    command = ["probe", str(saved[1] / "model"), "--data", "digits", "--picture"]
+    assert main([*command, str(saved[1] / "x.png")]) == 2
+    printed = capsys.readouterr()
+    assert "accuracy by depth" in printed.out and "the disk is full" in printed.err
+
+
+def test_truncate_sees_before_it_measures_whether_it_can_save(saved, capsys, monkeypatch):
+    model, file = str(saved[1] / "model"), saved[1] / "afile"
+    file.write_text("")
+    monkeypatch.setattr(commands, "load_images", lambda *_: pytest.fail("it began to measure"))
+    assert main(["truncate", model, str(file), "--data", "digits"]) == 2
+    assert "DIR: no file can be written into" in capsys.readouterr().err
 
 
 def test_truncate_at_a_depth_and_where_calibrate_says(saved, capsys):

@@ -19,6 +19,7 @@ from tolerances import assert_close
 from acn_kernels.alpha_schedule import AlphaSchedule
 from acn_kernels.cli import main
 from acn_kernels.models import Model, create
+from acn_kernels.training import recipe
 from acn_kernels.training.batches import Share, ShuffledBatches, generator_of
 from acn_kernels.training.digits import load_digits
 from acn_kernels.training.schedules import warmup_cosine
@@ -351,6 +352,14 @@ def test_bad_settings(more, message, tmp_path, capsys):
     assert train(tmp_path / "out", *more) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_where_nothing_can_be_written_is_seen_before_the_training(tmp_path, capsys, monkeypatch):
+    (tmp_path / "afile").write_text("")
+    monkeypatch.setattr(recipe, "load_images", lambda *_: pytest.fail("it began to read images"))
+    for out in (tmp_path / "afile", tmp_path / "afile" / "sub", Path("/proc/foo")):
+        assert train(out) == 2
+        assert "--out: no file can be written into" in capsys.readouterr().err
 
 
 def test_a_run_is_not_mixed_with_another(uninterrupted, tmp_path, capsys):

@@ -6,12 +6,13 @@ import argparse
 import dataclasses
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from acn_kernels import analysis
-from acn_kernels.files import check_elsewhere
+from acn_kernels.files import check_elsewhere, check_writable
 from acn_kernels.inference import calibrate, truncate
 from acn_kernels.models import ImageClassifier, Model
 from acn_kernels.text_table import text_table
@@ -55,6 +56,8 @@ def _add_model_and_data(parser: argparse.ArgumentParser, required: bool) -> None
 
 def run_probe(arguments: argparse.Namespace) -> int:
     """Prints, by depth, how good each sub-network is and what it costs."""
+    if arguments.picture is not None:
+        _check_picture(Path(arguments.picture))
     model = _model(arguments)
     data = _data(arguments, model)
     size, channels = model.config.image_size, model.config.channels
@@ -64,28 +67,34 @@ def run_probe(arguments: argparse.Namespace) -> int:
         parts = (_batches(part, arguments) for part in (data.train, data.test))
         linear = analysis.linear_probes(model, *parts)
         curves = dataclasses.replace(curves, values={**curves.values, **linear.values})
-    accuracy = curves["shared head"]
-    if arguments.picture:
+    _print_curves(curves, costs, len(data.test), arguments.json)
+    if arguments.picture is not None:
         curves.draw(arguments.picture)
+    return 0
+
+
+def _print_curves(
+    curves: analysis.Curves, costs: analysis.Costs, samples: int, as_json: bool
+) -> None:
+    accuracy = curves["shared head"]
     gained = analysis.contributions(accuracy).tolist()
-    if arguments.json:
+    if as_json:
         print(json.dumps({
-            "samples": len(data.test),
+            "samples": samples,
             **{name: values.tolist() for name, values in curves.values.items()},
             "contributions": gained,
             "effective_depth": analysis.effective_depth(accuracy).item(),
             "parameters": costs.parameters.tolist(),
             "flops": costs.flops.tolist(),
         }, indent=1))  # fmt: skip
-        return 0
+        return
     rows = {
         name: [f"{100 * v:.2f}" for v in values.tolist()] for name, values in curves.values.items()
     }
     rows["contribution"] = ["", *(f"{100 * v:+.2f}" for v in gained)]
     columns = [str(k) for k in curves.x]
-    print(text_table(f"accuracy by depth, %, on {len(data.test)} samples", columns, rows))
+    print(text_table(f"accuracy by depth, %, on {samples} samples", columns, rows))
     print(f"effective depth: {analysis.effective_depth(accuracy).item():.2f} layers\n\n{costs}")
-    return 0
 
 
 def run_truncate(arguments: argparse.Namespace) -> int:
@@ -95,6 +104,7 @@ def run_truncate(arguments: argparse.Namespace) -> int:
     if arguments.depth is not None and arguments.max_drop is not None:
         raise ValueError("--max-drop goes with --data; --depth is the depth itself")
     check_elsewhere(arguments.folder, arguments.model)
+    check_writable(arguments.folder, "DIR")
     model, depth = _model(arguments), arguments.depth
     if depth is None:
         data = _data(arguments, model)
@@ -105,6 +115,20 @@ def run_truncate(arguments: argparse.Namespace) -> int:
     truncate(model, depth).save_pretrained(arguments.folder)
     print(f"{arguments.folder}: the first {depth} of {len(model.blocks)} layers")
     return 0
+
+
+def _check_picture(path: Path) -> None:
+    """Raises, before anything is measured, where it could not be drawn."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix.lower().removeprefix(".") not in kinds:
+        raise ValueError(
+            f"--picture is {str(path)!r}; it takes a name that ends in .{', .'.join(sorted(kinds))}"
+        )
+    if path.is_dir():
+        raise ValueError(f"--picture is {str(path)!r}, a folder; it takes a file")
+    check_writable(path.parent, "--picture")
 
 
 def _model(arguments: argparse.Namespace) -> ImageClassifier:

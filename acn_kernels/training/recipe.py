@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from acn_kernels.alpha_schedule import AlphaSchedule
-from acn_kernels.files import written_whole
+from acn_kernels.files import check_writable, written_whole
 from acn_kernels.inference.probe import right
 from acn_kernels.models import PRESETS, ImageClassifier, ImageConfig, Model, create
 from acn_kernels.training.batches import Share, ShuffledBatches, check_seed, loader
@@ -111,13 +111,15 @@ def train(recipe: Recipe, out: Path, resume: bool = False) -> Model:
 
     Raises:
         ValueError: a setting is not what is accepted, or differs from those of the run in ``out``;
-            ``out`` holds a run and ``resume`` is False; accelerate is set up to shard the model
-            or to train in fp16.
+            ``out`` holds a run and ``resume`` is False, or cannot be written into; accelerate is
+            set up to shard the model or to train in fp16.
         ModuleNotFoundError: accelerate (extra "train") is not installed.
     """
     if not resume and (out / CHECKPOINT_FILE).exists():
         raise ValueError(f"out is '{out}', which holds a run; resume it or name another folder")
     accelerator = _accelerator()
+    if accelerator.is_main_process:
+        check_writable(out, "--out")
     config = PRESETS[recipe.model]
     data = load_images(recipe.data, config.image_size, config.channels)
     run = _Run(recipe, out, data, accelerator)
