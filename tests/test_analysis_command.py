@@ -66,8 +66,8 @@ def test_a_picture_that_cannot_be_drawn_is_refused_before_anything_is_measured(
     (folder / "afile").write_text("")
     monkeypatch.setattr(commands, "load_images", lambda *_: pytest.fail("it began to measure"))
     for name, message in (
-        ("x.xyz", "it takes a name that ends in .eps, "),
-        ("x", "it takes a name that ends in .eps, "),
+        ("x.xyz", "it takes a name that ends in ."),
+        ("x", "it takes a name that ends in ."),
         ("folder.png", "a folder; it takes a file"),
         ("afile/x.png", "--picture: no file can be written into"),
     ):
