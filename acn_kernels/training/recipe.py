@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from acn_kernels.training.checkpoint import (
     random_states,
     set_random_states,
 )
-from acn_kernels.training.data import ImageData, load_images
+from acn_kernels.training.data import ImageData, Samples, load_images
 from acn_kernels.training.losses import Loss, SharedHeadLoss, Step, final_loss, rising_weights
 from acn_kernels.training.parameter_groups import decayed_apart
 from acn_kernels.training.scheduled import ScheduledModel
@@ -220,7 +221,7 @@ class _Run:
         )
         self._follow_schedules()
         self.objective.train()
-        for images, labels in loader(self.data.train, batches, self.share):
+        for images, labels in self._read(self.data.train, batches):
             self._update(images.to(self.loss.device), labels.to(self.loss.device))
             bar.update()
             if self.step % _BAR_STEPS == 0:
@@ -233,6 +234,15 @@ class _Run:
         self._save()
         if self.accelerator.is_main_process:
             self._write_log()
+
+    def _read(self, samples: Samples, batches: object) -> Iterator[tuple[Tensor, Tensor]]:
+        try:
+            yield from loader(samples, batches, self.share)
+        except ValueError as error:
+            # Out of a loader's process comes its whole traceback as the message. The error's own
+            # would keep the loader, and so its processes, in a cycle.
+            last = str(error).splitlines()[-1].removeprefix("ValueError: ")
+            raise ValueError(last) from error.with_traceback(None)
 
     def _update(self, images: Tensor, labels: Tensor) -> None:
         factor = warmup_cosine(
@@ -275,9 +285,7 @@ class _Run:
         device, count = self.loss.device, len(self.data.test)
         correct = torch.zeros(len(self.model.blocks) + 1, dtype=torch.int64, device=device)
         mine = torch.arange(self.share.rank, count, self.share.processes)
-        for images, labels in loader(
-            self.data.test, mine.split(self.recipe.batch_size), self.share
-        ):
+        for images, labels in self._read(self.data.test, mine.split(self.recipe.batch_size)):
             logits = self.model.logits_by_depth(images.to(device))
             correct += right(logits, labels.to(device)).sum(1)
         return (self.accelerator.reduce(correct, "sum").double() / count).tolist()
