@@ -126,13 +126,14 @@ def _doctor(arguments: argparse.Namespace) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     from acn_kernels.inference import export, export_onnx
     from acn_kernels.inference.engine_text import saved_bert
+    from acn_kernels.inference.programs import ONNX_FILE
     from acn_kernels.models import Model
 
     check_elsewhere(arguments.folder, arguments.model)
     if arguments.onnx:
         if arguments.aot or arguments.exits is not None or arguments.dtype != "fp32":
             raise ValueError("--onnx goes with --depth alone")
-        path = Path(arguments.folder) / "model.onnx"
+        path = Path(arguments.folder) / ONNX_FILE
         export_onnx(Model.from_pretrained(arguments.model), path, arguments.depth)
         print(path)
         return 0
