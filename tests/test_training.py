@@ -346,6 +346,7 @@ def test_bfloat16_by_accelerates_own_switch(tmp_path, monkeypatch):
         (["--depth", "0"], "depth is 0"),
         (["--loss", "all"], "loss is 'all'"),
         (["--lr", "nan"], "lr is nan"),
+        (["--lr", "inf"], "lr is inf; it takes a finite number of at least 0"),
     ],
 )
 def test_bad_settings(more, message, tmp_path, capsys):

@@ -15,9 +15,10 @@ from acn_kernels import analysis
 from acn_kernels.files import check_elsewhere, check_writable
 from acn_kernels.inference import calibrate, truncate
 from acn_kernels.models import ImageClassifier, Model
+from acn_kernels.models.base import CONFIG_FILE, read_configuration
 from acn_kernels.text_table import text_table
 from acn_kernels.training.data import ImageData, load_images
-from acn_kernels.validation import check_device
+from acn_kernels.validation import check_depth, check_device
 
 
 def add_probe_arguments(parser: argparse.ArgumentParser) -> None:
@@ -106,7 +107,9 @@ def run_truncate(arguments: argparse.Namespace) -> int:
     check_elsewhere(arguments.folder, arguments.model)
     check_writable(arguments.folder, "DIR")
     model, depth = _model(arguments), arguments.depth
-    if depth is None:
+    if depth is not None:
+        check_depth(depth, len(model.blocks), True, "--depth")
+    else:
         data = _data(arguments, model)
         bound = {} if arguments.max_drop is None else {"max_drop": arguments.max_drop}
         found = calibrate(model, _batches(data.test, arguments), **bound)
@@ -132,9 +135,14 @@ def _check_picture(path: Path) -> None:
 
 
 def _model(arguments: argparse.Namespace) -> ImageClassifier:
+    config = read_configuration(Path(arguments.model) / CONFIG_FILE)
+    kind = config.get("family", config.get("model_type"))  # the latter is how transformers says it
+    if kind not in Model.families:
+        raise ValueError(
+            f"MODEL is of the family {kind!r}; acn-kernels {arguments.command} takes image "
+            f"classifiers: {', '.join(Model.families)}"
+        )
     model = Model.from_pretrained(arguments.model)
-    if not isinstance(model, ImageClassifier):
-        raise ValueError(f"MODEL is of family {model.family!r}; it takes an image classifier")
     return model.to(check_device(arguments.device)).eval()
 
 

@@ -81,7 +81,9 @@ class Recipe:
                 check_size(name, getattr(self, name), least)
         for name in ("lr", "weight_decay"):
             if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is {getattr(self, name)}; it takes a number from 0")
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; it takes a finite number of at least 0"
+                )
         check_seed(self.seed)
         if not isinstance(self.alpha, AlphaSchedule | None):
             raise TypeError(f"alpha is {self.alpha!r}; it takes None or an AlphaSchedule")
