@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -89,7 +91,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one subcommand; returns its exit status."""
+    """Runs one subcommand; returns its exit status.
+
+    Without ``argv`` the process is the command's own, and SIGTERM ends it as Ctrl-C does: an end by
+    the signal itself would leave the temporary files of what is being written.
+    """
+    if argv is None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _end)
     arguments = parser().parse_args(argv)
     try:
         return arguments.run(arguments)
@@ -105,6 +113,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _end(number: int, frame: object) -> None:
+    sys.exit(128 + number)
 
 
 def _depths(text: str) -> list[int]:

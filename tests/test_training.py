@@ -95,6 +95,21 @@ DEATHS = {
 }
 
 
+def test_sigterm_leaves_no_temporary_file(tmp_path):
+    out = tmp_path / "out"
+    die = DEATHS["while a checkpoint is written"]
+    code = KILLED.format(die=die).replace("SIGKILL", "SIGTERM").replace("sys.argv[1:]", "")
+    done = run(code, "train", *COMMAND, "--save-every", "3", "--out", str(out))
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert os.listdir(out) == ["checkpoint.pt"]
+
+
+def test_a_program_that_calls_the_command_keeps_its_own_handler(tmp_path, capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    assert train(tmp_path, "--epochs", "0") == 2
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def run(code: str, *arguments: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
