@@ -181,7 +181,7 @@ def _saved_bert(folder: str) -> nn.Module | None:
     except ImportError as error:  # transformers is missing, too old or broken
         why = str(error.__cause__ or error).strip().split("\n")[0]
         raise ValueError(
-            "MODEL is an ACN BERT, which needs transformers; pip install "
+            "MODEL is an ACN BERT, which needs a working transformers, as pip install "
             f"'acn-kernels[transformers]' brings it: {why}"
         ) from error
 

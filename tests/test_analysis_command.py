@@ -164,4 +164,4 @@ def test_export_of_a_bert_without_a_sound_transformers(transformers, tmp_path, c
     monkeypatch.setitem(sys.modules, "transformers", transformers)
     assert main(["export", str(tmp_path), str(tmp_path / "out")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "MODEL is an ACN BERT, which needs transformers; pip install" in line
+    assert "MODEL is an ACN BERT, which needs a working transformers, as pip install" in line

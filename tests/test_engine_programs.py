@@ -173,7 +173,9 @@ def test_other_wirings_on_the_command_line(tmp_path):
         logits, expected = engine(images, depth=depth).logits, network(images, depth=depth)
         torch.testing.assert_close(logits, expected.detach(), rtol=1e-4, atol=1e-4)
     export(network_of("mixer"), tmp_path / "out")  # weights take the programs' place
-    assert Engine.from_folder(tmp_path / "out", compiled=True).compiled_segments == 0
+    assert Engine.from_folder(tmp_path / "out").compiled_segments == 0
+    with pytest.raises(ValueError, match="it holds no compiled segment"):
+        Engine.from_folder(tmp_path / "out", compiled=True)
 
 
 def test_what_is_not_compiled(tmp_path):
