@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+
+from torch import nn
 
 from acn_kernels import __version__
 from acn_kernels.analysis.command import add_probe_arguments, add_truncate_arguments
 from acn_kernels.files import check_elsewhere
 from acn_kernels.training.command import add_arguments as add_train_arguments
+from acn_kernels.validation import check_depth
 
 _PURPOSE = "Trains, measures, cuts and exports auto-compressing networks."
 
@@ -70,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
     )
     export.add_argument(
         "--exits",
-        type=lambda text: [int(k) for k in text.split(",")],
+        type=_depths,
         metavar="K,K",
         help="with --aot: the depths between which it compiles (none: all layers as one)",
     )
@@ -86,7 +91,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one subcommand; returns its exit status."""
+    """Runs one subcommand; returns its exit status.
+
+    Without ``argv`` the process is the command's own, and SIGTERM ends it as Ctrl-C does: an end by
+    the signal itself would leave the temporary files of what is being written.
+    """
+    if argv is None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _end)
     arguments = parser().parse_args(argv)
     try:
         return arguments.run(arguments)
@@ -102,6 +113,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _end(number: int, frame: object) -> None:
+    sys.exit(128 + number)
+
+
+def _depths(text: str) -> list[int]:
+    try:
+        return [int(k) for k in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"it is {text!r}; it takes depths, as in 2,4") from None
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -125,24 +147,43 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 def _export(arguments: argparse.Namespace) -> int:
     from acn_kernels.inference import export, export_onnx
-    from acn_kernels.inference.engine_text import saved_bert
+    from acn_kernels.inference.programs import ONNX_FILE
     from acn_kernels.models import Model
 
     check_elsewhere(arguments.folder, arguments.model)
     if arguments.onnx:
         if arguments.aot or arguments.exits is not None or arguments.dtype != "fp32":
             raise ValueError("--onnx goes with --depth alone")
-        path = Path(arguments.folder) / "model.onnx"
+        path = Path(arguments.folder) / ONNX_FILE
         export_onnx(Model.from_pretrained(arguments.model), path, arguments.depth)
         print(path)
         return 0
     if arguments.exits is not None and not arguments.aot:
         raise ValueError("--exits goes with --aot; without it a call may name any")
-    model = saved_bert(arguments.model) or Model.from_pretrained(arguments.model)
+    model = _saved_bert(arguments.model) or Model.from_pretrained(arguments.model)
+    layers = check_depth(arguments.depth, len(model.blocks), True, "--depth")
+    for k in arguments.exits or []:
+        if not 0 < k < layers:
+            raise ValueError(
+                f"--exits holds {k}; it takes depths above 0 and below {layers}, the layers"
+            )
     exits = (arguments.exits or []) if arguments.aot else None
     export(model, arguments.folder, arguments.depth, arguments.dtype, exits)
     print(f"{arguments.folder}: {getattr(model, 'family', 'bert')}, {arguments.dtype}")
     return 0
+
+
+def _saved_bert(folder: str) -> nn.Module | None:
+    from acn_kernels.inference.engine_text import saved_bert
+
+    try:
+        return saved_bert(folder)
+    except ImportError as error:  # transformers is missing, too old or broken
+        why = str(error.__cause__ or error).strip().split("\n")[0]
+        raise ValueError(
+            "MODEL is an ACN BERT, which needs a working transformers, as pip install "
+            f"'acn-kernels[transformers]' brings it: {why}"
+        ) from error
 
 
 if __name__ == "__main__":

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
+import types
 
 import pytest
 import torch
 from torch import nn
 
 import acn_kernels as acn
+from acn_kernels import analysis
 from acn_kernels.analysis import command as commands
 from acn_kernels.cli import main
 from acn_kernels.models import Model, create
@@ -57,6 +60,47 @@ def test_probe_draws(saved):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_picture_that_cannot_be_drawn_is_refused_before_anything_is_measured(
+    saved, capsys, monkeypatch
+):
+    pytest.importorskip("matplotlib", reason="pictures")
+    folder = saved[1]
+    (folder / "afile").write_text("")
+    monkeypatch.setattr(commands, "load_images", lambda *_: pytest.fail("it began to measure"))
+    for name, message in (
+        ("x.xyz", "it takes a name that ends in ."),
+        ("x", "it takes a name that ends in ."),
+        ("folder.png", "a folder; it takes a file"),
+        ("afile/x.png", "--picture: no file can be written into"),
+    ):
+        (folder / "folder.png").mkdir(exist_ok=True)
+        command = ["probe", str(folder / "model"), "--data", "digits"]
+        assert main([*command, "--picture", str(folder / name)]) == 2
+        error = capsys.readouterr().err
+        assert "--picture" in error and message in error
+
+
+def test_the_table_is_there_where_drawing_fails(saved, capsys, monkeypatch):
+    pytest.importorskip("matplotlib", reason="pictures")
+
+    def fail(*_):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(analysis.Curves, "draw", fail)
+    command = ["probe", str(saved[1] / "model"), "--data", "digits", "--picture"]
+    assert main([*command, str(saved[1] / "x.png")]) == 2
+    printed = capsys.readouterr()
+    assert "accuracy by depth" in printed.out and "the disk is full" in printed.err
+
+
+def test_truncate_sees_before_it_measures_whether_it_can_save(saved, capsys, monkeypatch):
+    model, file = str(saved[1] / "model"), saved[1] / "afile"
+    file.write_text("")
+    monkeypatch.setattr(commands, "load_images", lambda *_: pytest.fail("it began to measure"))
+    assert main(["truncate", model, str(file), "--data", "digits"]) == 2
+    assert "DIR: no file can be written into" in capsys.readouterr().err
+
+
 def test_truncate_at_a_depth_and_where_calibrate_says(saved, capsys):
     network, folder = saved
     model, cut = str(folder / "model"), folder / "cut"
@@ -82,7 +126,7 @@ def test_what_they_refuse(saved, capsys):
     model = str(saved[1] / "model")
     for command, message in (
         (["truncate", model, "x"], "it takes --depth, or --data"),
-        (["truncate", model, "x", "--depth", "9"], "k is 9"),
+        (["truncate", model, "x", "--depth", "9"], "--depth is 9; it takes an integer from 0 to 4"),
         (["truncate", model, "x", "--data", "digits"], "it takes at least 765"),
         (["truncate", model, "x", "--depth", "2", "--max-drop", "0.1"], "--max-drop goes with"),
         (["probe", model, "--data", "digits", "--batch", "0"], "--batch is 0"),
@@ -91,6 +135,33 @@ def test_what_they_refuse(saved, capsys):
         (["truncate", model, model, "--depth", "3"], "the model itself"),
         (["truncate", model, f"{model}/config.json", "--depth", "3"], "config.json"),
         (["export", model, model + "/."], "the model itself"),
+        (["export", model, "x", "--aot", "--exits", "9"], "--exits holds 9; it takes depths above"),
+        (["export", model, "x", "--aot", "--exits", "2", "--depth", "2"], "below 2, the layers"),
+        (["export", model, "x", "--depth", "5"], "--depth is 5; it takes an integer from 0 to 4"),
     ):
         assert main(command) == 2
         assert message in capsys.readouterr().err
+    for exits in ("1,x", ""):
+        with pytest.raises(SystemExit):
+            main(["export", model, "x", "--aot", "--exits", exits])
+        error = capsys.readouterr().err
+        assert f"argument --exits: it is {exits!r}; it takes depths, as in 2,4" in error
+
+
+@pytest.mark.parametrize("config", [{"model_type": "acn_bert"}, {"family": "bert"}, {}])
+def test_other_models_are_told_from_image_classifiers(config, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for command in (["probe", "--data", "digits"], ["truncate", "cut", "--depth", "1"]):
+        assert main([command[0], str(tmp_path), *command[1:]]) == 2
+        assert f"acn-kernels {command[0]} takes image classifiers: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("transformers", [None, types.ModuleType("transformers")])
+def test_export_of_a_bert_without_a_sound_transformers(transformers, tmp_path, capsys, monkeypatch):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "acn_bert"}))
+    for name in [name for name in sys.modules if name.startswith("acn_kernels.models.hugg")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "transformers", transformers)
+    assert main(["export", str(tmp_path), str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "MODEL is an ACN BERT, which needs a working transformers, as pip install" in line

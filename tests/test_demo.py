@@ -17,6 +17,7 @@ import torch
 from acn_kernels import files
 from acn_kernels.cli import main
 from acn_kernels.demo import experiment
+from acn_kernels.demo import main as demo
 from acn_kernels.models import Model
 from acn_kernels.timing import interleaved_seconds
 
@@ -56,6 +57,15 @@ def test_what_the_picture_needs_is_asked_for_before_the_training(tmp_path, capsy
     assert main(["demo", "--out", str(tmp_path / "demo")]) == 2
     assert "acn-kernels[demo]" in capsys.readouterr().err
     assert not (tmp_path / "demo").exists()
+
+
+def test_where_nothing_can_be_written_is_seen_before_the_training(tmp_path, capsys, monkeypatch):
+    (tmp_path / "afile").write_text("")
+    monkeypatch.setattr(demo, "run_seed", lambda *_, **__: pytest.fail("it began to train"))
+    for out in (tmp_path / "afile", tmp_path / "afile" / "sub", tmp_path / ("long" * 100)):
+        assert main(["demo", "--out", str(out)]) == 2
+        assert "--out: no file can be written into" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["afile"]
 
 
 BAD_OPTIONS = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -192,6 +193,31 @@ def test_what_is_not_compiled(tmp_path):
     with pytest.raises(ValueError, match="aot_exits is 9"):
         export(Network(), tmp_path, aot_exits=[9], example=example)
     assert not list(tmp_path.iterdir())
+
+
+def test_compiled_segments_and_their_weights_take_the_folder_together(tmp_path, monkeypatch):
+    """An export that fails while it compiles leaves the one before; what stays is of one model."""
+    stale = ("model.onnx", "segment-0-9.pt2", "stem.pt2")
+    for name in stale:
+        (tmp_path / name).write_bytes(b"of an export before")
+    labels = []
+
+    def compile_one(module, inputs, path, label, *_):
+        assert len(labels) != 2, "the last one fails"
+        labels.append(label)
+        path.write_bytes(b"a segment")
+
+    monkeypatch.setattr(programs, "_compile", compile_one)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(AssertionError):
+        export(network_of("mixer"), tmp_path, aot_exits=STOPS)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    del labels[:]
+    export(network_of("mixer"), tmp_path, aot_exits=[2])
+    files = ["config.json", "model.safetensors", "segment-0-2.pt2", "segment-2-4.pt2"]
+    assert sorted(os.listdir(tmp_path)) == files
+    written = b"".join((tmp_path / name).read_bytes() for name in files[:2])
+    assert all(label.endswith(f" of model {zlib.crc32(written):08x}") for label in labels)
 
 
 @pytest.mark.parametrize("fails_at", ["embed", "forward_head", "compiling"])

@@ -19,6 +19,7 @@ from tolerances import assert_close
 from acn_kernels.alpha_schedule import AlphaSchedule
 from acn_kernels.cli import main
 from acn_kernels.models import Model, create
+from acn_kernels.training import recipe
 from acn_kernels.training.batches import Share, ShuffledBatches, generator_of
 from acn_kernels.training.digits import load_digits
 from acn_kernels.training.schedules import warmup_cosine
@@ -92,6 +93,21 @@ DEATHS = {
     "between an epoch and its row": "die_at(recipe._Run, '_row', 1)",
     "between the last checkpoint and its log": "die_at(recipe._Run, '_write_log', 2)",
 }
+
+
+def test_sigterm_leaves_no_temporary_file(tmp_path):
+    out = tmp_path / "out"
+    die = DEATHS["while a checkpoint is written"]
+    code = KILLED.format(die=die).replace("SIGKILL", "SIGTERM").replace("sys.argv[1:]", "")
+    done = run(code, "train", *COMMAND, "--save-every", "3", "--out", str(out))
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert os.listdir(out) == ["checkpoint.pt"]
+
+
+def test_a_program_that_calls_the_command_keeps_its_own_handler(tmp_path, capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    assert train(tmp_path, "--epochs", "0") == 2
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def run(code: str, *arguments: str) -> subprocess.CompletedProcess:
@@ -345,12 +361,21 @@ def test_bfloat16_by_accelerates_own_switch(tmp_path, monkeypatch):
         (["--depth", "0"], "depth is 0"),
         (["--loss", "all"], "loss is 'all'"),
         (["--lr", "nan"], "lr is nan"),
+        (["--lr", "inf"], "lr is inf; it takes a finite number of at least 0"),
     ],
 )
 def test_bad_settings(more, message, tmp_path, capsys):
     assert train(tmp_path / "out", *more) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_where_nothing_can_be_written_is_seen_before_the_training(tmp_path, capsys, monkeypatch):
+    (tmp_path / "afile").write_text("")
+    monkeypatch.setattr(recipe, "load_images", lambda *_: pytest.fail("it began to read images"))
+    for out in (tmp_path / "afile", tmp_path / "afile" / "sub", Path("/proc/foo")):
+        assert train(out) == 2
+        assert "--out: no file can be written into" in capsys.readouterr().err
 
 
 def test_a_run_is_not_mixed_with_another(uninterrupted, tmp_path, capsys):

@@ -97,13 +97,33 @@ def test_the_middle_square_is_taken(tmp_path):
         ({"test_jpeg": np.zeros(0, np.uint8), "test_offset": np.zeros(1, int),
           "test_label": np.zeros(0, int)}, "there are no test images"),
         ({"train_jpeg": np.zeros(50, np.uint8), "train_offset": np.arange(0, 60, 10)},
-         "cannot be read"),
+         "image 0 of train_jpeg cannot be read"),
+        ({"train_offset": np.linspace(0, 50, 6)}, r"train_offset is float64 \[6\]; it takes whole"),
+        ({"test_label": np.arange(3, dtype=np.float32) + 0.5}, "test_label is float32"),
+        ({"train_label": np.array(["cat"] * 5)}, "train_label is <U3"),
+        ({"train_label": np.zeros((5, 1), int)}, r"train_label is int64 \[5, 1\]"),
+        ({"classes": np.array(CLASSES, object)}, "classes cannot be read; it takes names"),
+        ({"classes": np.array("cat")}, r"classes is <U3 \[\]"),
     ],
 )  # fmt: skip
 def test_damaged_archives(change, message, tmp_path):
     archive(tmp_path / "images.npz", **change)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as raised:
         load_images(tmp_path, 6, 3)
+    assert str(tmp_path / "images.npz") in str(raised.value)
+
+
+def test_an_image_that_cannot_be_read_is_named_in_one_line(tmp_path, capsys):
+    pytest.importorskip("accelerate", reason="the recipe stands on accelerate")
+    for part in ("train", "test"):
+        (tmp_path / part / "cat").mkdir(parents=True)
+        (tmp_path / part / "cat" / "0.png").write_bytes(b"")
+    command = ["train", "--data", str(tmp_path), "--model", "acn_vit_digits", "--depth", "1",
+               "--epochs", "1", "--batch-size", "1", "--out", str(tmp_path / "out")]  # fmt: skip
+    assert main(command) == 2
+    image = tmp_path / "train" / "cat" / "0.png"
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.endswith(f"acn-kernels train: {image} cannot be read as an image")
 
 
 def test_files_that_are_no_archives(tmp_path):

@@ -6,17 +6,19 @@ import argparse
 import dataclasses
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from acn_kernels import analysis
-from acn_kernels.files import check_elsewhere
+from acn_kernels.files import check_elsewhere, check_writable
 from acn_kernels.inference import calibrate, truncate
 from acn_kernels.models import ImageClassifier, Model
+from acn_kernels.models.base import CONFIG_FILE, read_configuration
 from acn_kernels.text_table import text_table
 from acn_kernels.training.data import ImageData, load_images
-from acn_kernels.validation import check_device
+from acn_kernels.validation import check_depth, check_device
 
 
 def add_probe_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +57,8 @@ def _add_model_and_data(parser: argparse.ArgumentParser, required: bool) -> None
 
 def run_probe(arguments: argparse.Namespace) -> int:
     """Prints, by depth, how good each sub-network is and what it costs."""
+    if arguments.picture is not None:
+        _check_picture(Path(arguments.picture))
     model = _model(arguments)
     data = _data(arguments, model)
     size, channels = model.config.image_size, model.config.channels
@@ -64,28 +68,34 @@ def run_probe(arguments: argparse.Namespace) -> int:
         parts = (_batches(part, arguments) for part in (data.train, data.test))
         linear = analysis.linear_probes(model, *parts)
         curves = dataclasses.replace(curves, values={**curves.values, **linear.values})
-    accuracy = curves["shared head"]
-    if arguments.picture:
+    _print_curves(curves, costs, len(data.test), arguments.json)
+    if arguments.picture is not None:
         curves.draw(arguments.picture)
+    return 0
+
+
+def _print_curves(
+    curves: analysis.Curves, costs: analysis.Costs, samples: int, as_json: bool
+) -> None:
+    accuracy = curves["shared head"]
     gained = analysis.contributions(accuracy).tolist()
-    if arguments.json:
+    if as_json:
         print(json.dumps({
-            "samples": len(data.test),
+            "samples": samples,
             **{name: values.tolist() for name, values in curves.values.items()},
             "contributions": gained,
             "effective_depth": analysis.effective_depth(accuracy).item(),
             "parameters": costs.parameters.tolist(),
             "flops": costs.flops.tolist(),
         }, indent=1))  # fmt: skip
-        return 0
+        return
     rows = {
         name: [f"{100 * v:.2f}" for v in values.tolist()] for name, values in curves.values.items()
     }
     rows["contribution"] = ["", *(f"{100 * v:+.2f}" for v in gained)]
     columns = [str(k) for k in curves.x]
-    print(text_table(f"accuracy by depth, %, on {len(data.test)} samples", columns, rows))
+    print(text_table(f"accuracy by depth, %, on {samples} samples", columns, rows))
     print(f"effective depth: {analysis.effective_depth(accuracy).item():.2f} layers\n\n{costs}")
-    return 0
 
 
 def run_truncate(arguments: argparse.Namespace) -> int:
@@ -95,8 +105,11 @@ def run_truncate(arguments: argparse.Namespace) -> int:
     if arguments.depth is not None and arguments.max_drop is not None:
         raise ValueError("--max-drop goes with --data; --depth is the depth itself")
     check_elsewhere(arguments.folder, arguments.model)
+    check_writable(arguments.folder, "DIR")
     model, depth = _model(arguments), arguments.depth
-    if depth is None:
+    if depth is not None:
+        check_depth(depth, len(model.blocks), True, "--depth")
+    else:
         data = _data(arguments, model)
         bound = {} if arguments.max_drop is None else {"max_drop": arguments.max_drop}
         found = calibrate(model, _batches(data.test, arguments), **bound)
@@ -107,10 +120,29 @@ def run_truncate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _check_picture(path: Path) -> None:
+    """Raises, before anything is measured, where it could not be drawn."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix.lower().removeprefix(".") not in kinds:
+        raise ValueError(
+            f"--picture is {str(path)!r}; it takes a name that ends in .{', .'.join(sorted(kinds))}"
+        )
+    if path.is_dir():
+        raise ValueError(f"--picture is {str(path)!r}, a folder; it takes a file")
+    check_writable(path.parent, "--picture")
+
+
 def _model(arguments: argparse.Namespace) -> ImageClassifier:
+    config = read_configuration(Path(arguments.model) / CONFIG_FILE)
+    kind = config.get("family", config.get("model_type"))  # the latter is how transformers says it
+    if kind not in Model.families:
+        raise ValueError(
+            f"MODEL is of the family {kind!r}; acn-kernels {arguments.command} takes image "
+            f"classifiers: {', '.join(Model.families)}"
+        )
     model = Model.from_pretrained(arguments.model)
-    if not isinstance(model, ImageClassifier):
-        raise ValueError(f"MODEL is of family {model.family!r}; it takes an image classifier")
     return model.to(check_device(arguments.device)).eval()
 
 

@@ -11,7 +11,7 @@ import torch
 
 from acn_kernels.demo.experiment import NETWORKS, PRESET, Outcome, reloads_exactly, run_seed
 from acn_kernels.demo.report import as_data, as_text
-from acn_kernels.files import written_whole
+from acn_kernels.files import check_writable, written_whole
 from acn_kernels.inference.calibration import check_drop
 from acn_kernels.plotting import accuracy_by_depth
 from acn_kernels.training.digits import load_digits
@@ -33,7 +33,7 @@ def run_demo(
     whole or not at all.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: an argument is out of range, or ``out`` cannot be written into.
     """
     for name, value in (("seeds", seeds), ("epochs", epochs)):
         if value < 1:
@@ -42,6 +42,7 @@ def run_demo(
     check_device(device)
     import matplotlib  # noqa: F401 - where it is missing, that is said before the training
 
+    check_writable(out, "--out")
     out, started, runs = Path(out), time.perf_counter(), []
     for seed in range(seeds):
         runs.append(run_seed(seed, epochs, max_drop, device, progress=not as_json))

@@ -16,7 +16,7 @@ from acn_kernels.inference.programs import (
     compile_parts,
     compile_segments,
     compile_text_segments,
-    remove_programs,
+    exported_whole,
 )
 from acn_kernels.models import Model
 from acn_kernels.models.base import write_model
@@ -39,6 +39,7 @@ def export(
     which the engine has the blocks for. Any other model with ``embed(inputs)``, ``blocks`` (a
     FusedACNStack without scales) and ``forward_head(y)`` is compiled as a whole where
     ``aot_exits`` is given: ``stem.pt2``, segments and ``head.pt2``, beside ``config.json``.
+    An export that was in ``folder`` before stands until all is written and compiled.
 
     Args:
         depth: layers to keep; None is all.
@@ -74,9 +75,9 @@ def export(
         raise ValueError("example is given; this model's blocks are the engine's own, without one")
     if obstacle:
         return compile_parts(model, folder, stops, example)
-    remove_programs(folder)
-    model.save_pretrained(folder)
-    compile_segments(model, folder, stops)
+    with exported_whole(folder) as parts:
+        model.save_pretrained(parts)
+        compile_segments(model, parts, stops)
 
 
 def _stops(aot_exits: Sequence[int] | None, layers: int) -> list[int]:
@@ -94,6 +95,6 @@ def _export_bert(model, folder, depth, dtype, aot_exits) -> None:
     if obstacle:
         raise ValueError(f"the engine does not run this model: {obstacle}")
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    remove_programs(folder)
-    write_model(folder, weights, text_config(model))
-    compile_text_segments(model, folder, stops)
+    with exported_whole(folder) as parts:
+        write_model(parts, weights, text_config(model))
+        compile_text_segments(model, parts, stops)

@@ -8,7 +8,8 @@ import os
 import secrets
 import tempfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -21,6 +22,8 @@ from acn_kernels.inference.program import batch_program
 from acn_kernels.models import ImageClassifier
 from acn_kernels.models.base import CONFIG_FILE, WEIGHTS_FILE
 from acn_kernels.stack import FusedACNStack
+
+ONNX_FILE = "model.onnx"  # where the command writes one
 
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int64: "I64"}
 
@@ -106,7 +109,7 @@ def compile_text_segments(model: nn.Module, folder: Path, stops: Sequence[int]) 
 def compile_parts(
     model: nn.Module, folder: Path, stops: Sequence[int], example: Tensor | None
 ) -> None:
-    """Writes ``model`` as programs alone: ``stem.pt2``, the segments, ``head.pt2``, and at last a
+    """Writes ``model`` as programs alone: ``stem.pt2``, the segments, ``head.pt2``, and a
     configuration of the family "compiled". They replace a model in ``folder``, once all are there.
 
     Args:
@@ -124,18 +127,7 @@ def compile_parts(
     logits = _Head(model)(*_Segment(model.blocks, 0, stops[-1])(x))
     if logits.dim() != 2:
         raise ValueError(f"forward_head returns shape {tuple(logits.shape)}; it takes [B, classes]")
-    folder.mkdir(parents=True, exist_ok=True)
     of = secrets.token_hex(8)  # programs of two exports make no model, be their weights the same
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".parts-") as name:
-        parts = Path(name)
-        _compile(_Stem(model), [example], parts / "stem.pt2", f"the stem of model {of}")
-        state = _compile_segments(model, x, parts, stops, of)
-        _compile(_Head(model), state, parts / "head.pt2", f"the head of model {of}")
-        remove_programs(folder)
-        for other in (CONFIG_FILE, WEIGHTS_FILE):  # of what was there: programs hold their weights
-            (folder / other).unlink(missing_ok=True)
-        for part in parts.iterdir():
-            os.replace(part, folder / part.name)
     config = {
         "family": "compiled",
         "model": of,
@@ -147,14 +139,30 @@ def compile_parts(
         "state": list(x.shape[1:]),
         "stops": stops[1:],
     }
-    with written_whole(folder / CONFIG_FILE) as path:
-        path.write_text(json.dumps(config, indent=2) + "\n")
+    with exported_whole(folder) as parts:
+        _compile(_Stem(model), [example], parts / "stem.pt2", f"the stem of model {of}")
+        state = _compile_segments(model, x, parts, stops, of)
+        _compile(_Head(model), state, parts / "head.pt2", f"the head of model {of}")
+        (parts / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
 
 
-def remove_programs(folder: Path) -> None:
-    """Those that an export before this one wrote."""
-    for stale in (*folder.glob("segment-*.pt2"), folder / "stem.pt2", folder / "head.pt2"):
-        stale.unlink(missing_ok=True)
+@contextmanager
+def exported_whole(folder: Path) -> Iterator[Path]:
+    """A temporary folder for all files of an export. They take the place of those of an export
+    before it when the block ends without an error; until then those stand in ``folder``.
+
+    The configuration goes first and comes last: interrupted between, the folder is refused.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".parts-") as name:
+        parts = Path(name)
+        yield parts
+        programs = (*folder.glob("segment-*.pt2"), folder / "stem.pt2", folder / "head.pt2")
+        others = (folder / WEIGHTS_FILE, folder / ONNX_FILE)
+        for stale in (folder / CONFIG_FILE, *programs, *others):
+            stale.unlink(missing_ok=True)
+        for part in sorted(parts.iterdir(), key=lambda part: part.name == CONFIG_FILE):
+            os.replace(part, folder / part.name)
 
 
 def example_of(model: ImageClassifier) -> Tensor:

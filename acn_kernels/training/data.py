@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -86,12 +87,13 @@ class Files:
         return len(self.paths)
 
     def __getitem__(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        images = [_decoded(self.paths[i], self.size, self.channels) for i in positions.tolist()]
+        paths = [self.paths[i] for i in positions.tolist()]
+        images = [_decoded(path, str(path), self.size, self.channels) for path in paths]
         return torch.stack(images) / 127.5 - 1, self.labels[positions]
 
 
-def _decoded(file: Path | io.BytesIO, size: int, channels: int) -> Tensor:
-    """[C, size, size] uint8: the square in the middle, scaled."""
+def _decoded(file: Path | io.BytesIO, name: str, size: int, channels: int) -> Tensor:
+    """[C, size, size] uint8: the square in the middle, scaled; an error calls it ``name``."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
@@ -99,8 +101,10 @@ def _decoded(file: Path | io.BytesIO, size: int, channels: int) -> Tensor:
             if image.mode.startswith("I"):  # grey of 16 bits, which convert would clip
                 image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
             image = image.convert("RGB" if channels == 3 else "L")
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"data holds an image that cannot be read: {error}") from error
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{name} cannot be read as an image") from error
+    except Exception as error:  # decoders raise all sorts on damaged data
+        raise ValueError(f"{name} cannot be read as an image: {error}") from error
     if image.size != (size, size):
         image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.array(image))
@@ -130,13 +134,12 @@ class _Standardised(Pixels):
 def _archive(path: Path, size: int, channels: int) -> ImageData:
     try:
         with _opened(path) as arrays:
-            parts = [_unpacked(arrays, name, size, channels) for name in ("train", "test")]
-            classes = [str(name) for name in arrays["classes"]]
-    except (KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+            classes = [str(name) for name in _array(arrays, "classes", "USiu", "names")]
+            parts = [
+                _unpacked(arrays, name, len(classes), size, channels) for name in ("train", "test")
+            ]
+    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} does not hold what it takes: {error}") from error
-    for part in parts:
-        if len(part) and not 0 <= int(part.labels.min()) <= int(part.labels.max()) < len(classes):
-            raise ValueError(f"{path} has labels that are none of its {len(classes)} classes")
     return ImageData(*parts, classes)
 
 
@@ -144,22 +147,37 @@ def _opened(path: Path) -> np.lib.npyio.NpzFile:
     try:
         arrays = np.load(path, allow_pickle=False)
     except ValueError as error:  # numpy takes what it does not know for a pickle
-        raise ValueError(f"{path} is no .npz archive") from error
+        raise ValueError("it is no .npz archive") from error
     if not isinstance(arrays, np.lib.npyio.NpzFile):
-        raise ValueError(f"{path} holds one array; it takes a .npz archive")
+        raise ValueError("it holds one array; it takes a .npz archive")
     return arrays
 
 
-def _unpacked(arrays, part: str, size: int, channels: int) -> Pixels:
-    stream, labels = arrays[f"{part}_jpeg"].tobytes(), arrays[f"{part}_label"]
-    offset = arrays[f"{part}_offset"].tolist()
-    if len(offset) != len(labels) + 1 or offset[-1] != len(stream):
+def _array(arrays, name: str, kinds: str, what: str) -> np.ndarray:
+    """The array [N] called ``name``, of one of numpy's ``kinds`` of numbers, in words ``what``."""
+    try:
+        array = arrays[name]
+    except ValueError as error:  # objects, which only a pickle holds
+        raise ValueError(f"{name} cannot be read; it takes {what} [N]: {error}") from error
+    if array.ndim != 1 or array.dtype.kind not in kinds:
+        raise ValueError(f"{name} is {array.dtype} {list(array.shape)}; it takes {what} [N]")
+    return array
+
+
+def _unpacked(arrays, part: str, classes: int, size: int, channels: int) -> Pixels:
+    stream = _array(arrays, f"{part}_jpeg", "u", "bytes").tobytes()
+    labels = _array(arrays, f"{part}_label", "biu", "whole numbers")
+    offset = _array(arrays, f"{part}_offset", "iu", "whole numbers").tolist()
+    if len(offset) != len(labels) + 1 or offset[0] != 0 or offset[-1] != len(stream):
         raise ValueError(f"the {part} images, their offsets and labels do not go together")
     if not len(labels):
         raise ValueError(f"there are no {part} images")
+    if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise ValueError(f"{part}_label has labels that are none of its {classes} classes")
     images = torch.empty(len(labels), channels, size, size, dtype=torch.uint8)
     for i in range(len(labels)):
-        images[i] = _decoded(io.BytesIO(stream[offset[i] : offset[i + 1]]), size, channels)
+        file = io.BytesIO(stream[offset[i] : offset[i + 1]])
+        images[i] = _decoded(file, f"image {i} of {part}_jpeg", size, channels)
     return Pixels(images, torch.from_numpy(labels.astype(np.int64)))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from acn_kernels.alpha_schedule import AlphaSchedule
-from acn_kernels.files import written_whole
+from acn_kernels.files import check_writable, written_whole
 from acn_kernels.inference.probe import right
 from acn_kernels.models import PRESETS, ImageClassifier, ImageConfig, Model, create
 from acn_kernels.training.batches import Share, ShuffledBatches, check_seed, loader
@@ -22,7 +23,7 @@ from acn_kernels.training.checkpoint import (
     random_states,
     set_random_states,
 )
-from acn_kernels.training.data import ImageData, load_images
+from acn_kernels.training.data import ImageData, Samples, load_images
 from acn_kernels.training.losses import Loss, SharedHeadLoss, Step, final_loss, rising_weights
 from acn_kernels.training.parameter_groups import decayed_apart
 from acn_kernels.training.scheduled import ScheduledModel
@@ -80,7 +81,9 @@ class Recipe:
                 check_size(name, getattr(self, name), least)
         for name in ("lr", "weight_decay"):
             if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is {getattr(self, name)}; it takes a number from 0")
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; it takes a finite number of at least 0"
+                )
         check_seed(self.seed)
         if not isinstance(self.alpha, AlphaSchedule | None):
             raise TypeError(f"alpha is {self.alpha!r}; it takes None or an AlphaSchedule")
@@ -111,13 +114,15 @@ def train(recipe: Recipe, out: Path, resume: bool = False) -> Model:
 
     Raises:
         ValueError: a setting is not what is accepted, or differs from those of the run in ``out``;
-            ``out`` holds a run and ``resume`` is False; accelerate is set up to shard the model
-            or to train in fp16.
+            ``out`` holds a run and ``resume`` is False, or cannot be written into; accelerate is
+            set up to shard the model or to train in fp16.
         ModuleNotFoundError: accelerate (extra "train") is not installed.
     """
     if not resume and (out / CHECKPOINT_FILE).exists():
         raise ValueError(f"out is '{out}', which holds a run; resume it or name another folder")
     accelerator = _accelerator()
+    if accelerator.is_main_process:
+        check_writable(out, "--out")
     config = PRESETS[recipe.model]
     data = load_images(recipe.data, config.image_size, config.channels)
     run = _Run(recipe, out, data, accelerator)
@@ -218,7 +223,7 @@ class _Run:
         )
         self._follow_schedules()
         self.objective.train()
-        for images, labels in loader(self.data.train, batches, self.share):
+        for images, labels in self._read(self.data.train, batches):
             self._update(images.to(self.loss.device), labels.to(self.loss.device))
             bar.update()
             if self.step % _BAR_STEPS == 0:
@@ -231,6 +236,15 @@ class _Run:
         self._save()
         if self.accelerator.is_main_process:
             self._write_log()
+
+    def _read(self, samples: Samples, batches: object) -> Iterator[tuple[Tensor, Tensor]]:
+        try:
+            yield from loader(samples, batches, self.share)
+        except ValueError as error:
+            # Out of a loader's process comes its whole traceback as the message. The error's own
+            # would keep the loader, and so its processes, in a cycle.
+            last = str(error).splitlines()[-1].removeprefix("ValueError: ")
+            raise ValueError(last) from error.with_traceback(None)
 
     def _update(self, images: Tensor, labels: Tensor) -> None:
         factor = warmup_cosine(
@@ -273,9 +287,7 @@ class _Run:
         device, count = self.loss.device, len(self.data.test)
         correct = torch.zeros(len(self.model.blocks) + 1, dtype=torch.int64, device=device)
         mine = torch.arange(self.share.rank, count, self.share.processes)
-        for images, labels in loader(
-            self.data.test, mine.split(self.recipe.batch_size), self.share
-        ):
+        for images, labels in self._read(self.data.test, mine.split(self.recipe.batch_size)):
             logits = self.model.logits_by_depth(images.to(device))
             correct += right(logits, labels.to(device)).sum(1)
         return (self.accelerator.reduce(correct, "sum").double() / count).tolist()
