@@ -43,8 +43,8 @@ class KeptAnswer:
 
 
 class OptimizerSteps:
-    """Counts the steps of all optimisers from the first question on: their fused kernels change
-    weights without PyTorch's own count of it."""
+    """Counts the steps of fused optimisers from the first question on: their kernels change weights
+    without PyTorch's own count of it."""
 
     def __init__(self) -> None:
         self._steps = 0
@@ -56,7 +56,10 @@ class OptimizerSteps:
             register_optimizer_step_post_hook(self._stepped)
         return self._steps
 
-    def _stepped(self, *_) -> None:
+    @torch.compiler.disable
+    def _stepped(self, optimizer: torch.optim.Optimizer, *_) -> None:
+        if not any(group.get("fused") for group in optimizer.param_groups):
+            return
         self._steps += 1
         extension = _extension.module()
         if extension is not None:
@@ -70,8 +73,8 @@ class StackedParameters:
     """Parameters of L layers, each kind [L, ...] in one tensor.
 
     The tensors are kept between calls that record no gradient, and follow changes in place by
-    PyTorch's own count of them, and steps of optimisers. Matrices come in the dtype that is asked
-    for, as autocast does it.
+    PyTorch's own count of them, and steps of fused optimisers. Matrices come in the dtype that is
+    asked for, as autocast does it.
 
     Args:
         kinds: for each kind the L parameters.
@@ -103,10 +106,12 @@ class StackedParameters:
         return not any(map(Tensor.is_inference, self.parameters))
 
     def _stacked(self, matrices: torch.dtype | None) -> list[Tensor]:
-        stacked = [torch.stack(kind) for kind in self._kinds]
         if matrices is None:
-            return stacked
-        return [x.to(matrices) if x.dim() > 2 else x for x in stacked]
+            return [torch.stack(kind) for kind in self._kinds]
+        # Autocast does not let the other half precision be stacked.
+        with torch.autocast(self.parameters[0].device.type, enabled=False):
+            stacked = [torch.stack(kind) for kind in self._kinds]
+            return [x.to(matrices) if x.dim() > 2 else x for x in stacked]
 
 
 def can_be_kept(x: Tensor) -> bool:

@@ -38,7 +38,7 @@ class Repeated:
     def __call__(self, key: Hashable, *inputs: Tensor) -> Result:
         if self.obstacle is not None or not _runs_on_cuda(inputs[0]):
             return self._step(*inputs)
-        key = (key, inputs[0].shape, inputs[0].dtype)
+        key = (key, inputs[0].shape, inputs[0].dtype, self._place)
         if key not in self._recordings:
             self._seen[key] += 1
             if self._seen[key] <= _FIRST:
@@ -52,6 +52,11 @@ class Repeated:
         if self._changed:
             torch.autograd.graph.increment_version(self._changed)
         return result
+
+    @property
+    def _place(self) -> int:
+        """Where the first of the tensors that change is: a recording works on that memory."""
+        return self._changed[0].data_ptr() if self._changed else 0
 
     def _on_another_stream(self, *inputs: Tensor) -> Result:
         """As recording does: what autograd keeps of a stream must not be the default one. Always

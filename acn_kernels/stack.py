@@ -46,11 +46,11 @@ class FusedACNStack(ScaledTerms):
     it stands where ``blocks = nn.ModuleList([...])`` or ``nn.Sequential(...)`` stood and keeps the
     state-dict keys.
 
-    Linear and Mixer layers in half precision, their own or autocast's, run on a GPU as one kernel
-    (two or three a layer in the backward pass); without gradients, on weights that are stacked once
-    and again after every change in place that PyTorch counts; it counts neither writes
-    through ``.data`` nor replayed CUDA graphs, after which :meth:`train` or :meth:`eval`, where it
-    changes the mode, has them stacked anew.
+    Linear and Mixer layers in half precision, their own or autocast's (to which x is brought, too),
+    run on a GPU as one kernel (two or three a layer in the backward pass); without gradients, on
+    weights that are stacked once and again after every change in place that PyTorch counts; it
+    counts neither writes through ``.data`` nor replayed CUDA graphs, after which :meth:`train` or
+    :meth:`eval`, where it changes the mode, has them stacked anew.
 
     Args:
         layers: modules that map [..., D] to the same shape, without a short connection of their
@@ -193,8 +193,8 @@ class FusedACNStack(ScaledTerms):
         scales = self.scales
         if scales is not None:
             check_scales(scales, self._term_count())
-            unread = scales.new_zeros(0 if self.include_input else 1)
-            scales = torch.cat([unread, scales])[: depth + 1]
+            unread = 0 if self.include_input else 1
+            scales = nn.functional.pad(scales, (unread, 0))[: depth + 1]
         spec = NormSpec.of(self.norm)
         y = whole.run(x, spec, scales, self.include_input, self._out_dtype(x))
         return y if spec is not None or self.norm is None else self.norm(y)

@@ -151,7 +151,7 @@ class LinearLayers:
         weight = self._weights[0]
         if weight.shape[-1] != x.shape[-1]:
             return f"layers[0] has a weight {tuple(weight.shape)}, the input {x.shape[-1]} columns"
-        if autocast is None and weight.dtype != x.dtype:
+        if (autocast is None or weight.dtype == torch.float64) and weight.dtype != x.dtype:
             return f"layers[0] is {weight.dtype}, the input {x.dtype}"
         return None
 

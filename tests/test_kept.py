@@ -330,6 +330,14 @@ def test_parameters_that_do_not_change_are_the_same_tensors():
     assert not stacked.tensors(recorded=False)[1][0].any()
 
 
+def test_steps_of_other_optimisers_cost_nothing():
+    stacked = StackedParameters([[torch.ones(3), torch.ones(3)]])
+    first, other = stacked.tensors(recorded=False), nn.Parameter(torch.ones(2))
+    other.grad = torch.ones(2)
+    torch.optim.SGD([other], lr=0.5).step()
+    assert stacked.tensors(recorded=False) is first
+
+
 def test_fused_optimisers_change_what_nobody_counts():
     parameter = nn.Parameter(torch.ones(3))
     stacked = StackedParameters([[parameter, parameter]])

@@ -232,7 +232,7 @@ def test_foreign_files_are_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     weights = model.state_dict()
     for changed, message in (
-        ({"head.weight": weights["head.weight"].int()}, "head.weight is I32; it takes floating"),
+        ({"head.weight": weights["head.weight"].int()}, r"head\.weight is I32; it takes torch\.float32"),
         ({"head.weight": weights["head.weight"][1:]}, "head.weight has shape"),
         ({"other": torch.zeros(1)}, "it holds other"),
     ):
@@ -250,6 +250,19 @@ def test_foreign_files_are_refused(tmp_path):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(ValueError, match=message):
             Model.from_pretrained(tmp_path)
+
+
+def test_weights_that_are_counts(tmp_path):
+    class Counting(type(small()), family="counting"):
+        def __init__(self, config):
+            super().__init__(config)
+            self.register_buffer("seen", torch.tensor(7))
+
+    try:
+        Counting(small().config).save_pretrained(tmp_path)
+        assert Model.from_pretrained(tmp_path).seen == 7
+    finally:
+        del Model.families["counting"]
 
 
 def test_class_token_reads_one_row():

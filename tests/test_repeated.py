@@ -200,6 +200,30 @@ def test_a_trainer_goes_back_to_an_earlier_state(recordings):
     assert all(map(torch.equal, *ends))
 
 
+def test_weights_that_move_are_recorded_anew(recordings):
+    samples = Split(torch.randn(16, 1, 8, 8), torch.randint(10, (16,)))
+    trainer = Trainer(network(), Recipe(3, batch_size=2), 16, replay=True)
+    trainer.train_epoch(samples)
+    assert len(recordings) == 1
+    trainer.model.double().float()  # back in the same precision, elsewhere in memory
+    trainer.train_epoch(samples)
+    assert len(recordings) == 2
+
+
+def test_a_cut_model_that_is_evaluated_does_not_stop_dropout(recordings):
+    model = network()
+    model.blocks[0].dropout, modes = nn.Dropout(), []
+    samples = Split(torch.randn(8, 1, 8, 8), torch.randint(10, (8,)))
+    trainer = Trainer(
+        model, Recipe(2, batch_size=4), 8, replay=True,
+        after_backward=lambda: modes.append(model.blocks[0].dropout.training),
+    )  # fmt: skip
+    for _ in range(2):
+        trainer.train_epoch(samples)
+        model.truncate(1).eval()
+    assert modes == [True] * 4
+
+
 def test_a_cpu_records_nothing(monkeypatch):
     def refuses(function):
         raise AssertionError("recorded")

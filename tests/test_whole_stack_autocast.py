@@ -135,6 +135,26 @@ def test_torch_compile_takes_it_in_one_graph(kind):
         assert_close(one, other.double(), HALF, roundings=8, among=1.0)
 
 
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_the_other_half_precision(kind, gradients):
+    """A network in bfloat16 under autocast to float16."""
+    stack, x = stack_of(kind, nn.LayerNorm(24), scales="learned").bfloat16(), images()
+    with autocast(torch.float16), torch.set_grad_enabled(gradients):
+        assert runs_whole(stack, x)
+        y = stack(x)
+        wide = copy.deepcopy(stack).float()(x)
+    assert y.dtype == torch.float32
+    assert_close(y, wide.double(), torch.float16, roundings=16)
+
+
+def test_layers_in_double_precision_are_left_alone():
+    for kind in LAYERS:
+        stack, x = stack_of(kind).double(), images()
+        with autocast():
+            assert not runs_whole(stack, x)
+
+
 def test_double_precision_is_left_alone():
     stack = stack_of("mixer").double()
     stack.backend = "auto"

@@ -10,6 +10,7 @@ from torch import nn
 from acn_kernels.alpha_schedule import AlphaSchedule
 from acn_kernels.convert.chain import Chain
 from acn_kernels.convert.conversion import chains
+from acn_kernels.convert.stack import ConvertedStack
 from acn_kernels.stack import FusedACNStack
 from acn_kernels.validation import check_alpha
 
@@ -40,13 +41,13 @@ class Annealing:
 
 
 def holders_of_alpha(model: nn.Module) -> list[Chain | FusedACNStack]:
-    """All stacks of ``model``, and what its converted blocks share.
+    """The stacks of ``model``, and what its converted blocks, in a stack or not, share.
 
     Raises:
         ValueError: it has none.
     """
-    stacks = [module for module in model.modules() if isinstance(module, FusedACNStack)]
-    holders = [*chains(model), *stacks]
+    stacks = (module for module in model.modules() if isinstance(module, FusedACNStack))
+    holders = [*chains(model), *(s for s in stacks if not isinstance(s, ConvertedStack))]
     if not holders:
         raise ValueError(
             f"model is a {type(model).__name__} without alpha; it takes a FusedACNStack, a model "

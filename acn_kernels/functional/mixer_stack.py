@@ -110,9 +110,9 @@ def obstacle_to_input_of(
             f"the input is {x.dtype} on {x.device}, the layers are {weight.dtype} on "
             f"{weight.device}"
         )
-    if autocast is not None:
-        x = x.new_empty(1, dtype=autocast).expand(x.shape)
-    return _obstacle_to_samples(x, block.closing is not None)
+    if autocast is not None and weight.dtype == torch.float64:
+        return "the layers are torch.float64, which autocast leaves as they are"
+    return _obstacle_to_samples(x, block.closing is not None, autocast)
 
 
 def mixer_stack(
@@ -174,13 +174,15 @@ def operands(
     return (x, scales, weight, bias), (parameters.eps, eps, kind, include_input)
 
 
-def _obstacle_to_samples(x: Tensor, closing: bool) -> str | None:
+def _obstacle_to_samples(
+    x: Tensor, closing: bool, autocast: torch.dtype | None = None
+) -> str | None:
     obstacle = dispatch.obstacle_to(BACKEND, x)
     if obstacle:
         return obstacle
     from acn_kernels.kernels.launch import mixer_tile_obstacle
 
-    return mixer_tile_obstacle(*x.shape[-2:], x.dtype, closing)
+    return mixer_tile_obstacle(*x.shape[-2:], autocast or x.dtype, closing)
 
 
 def is_mixer_block(block: nn.Module) -> bool:

@@ -89,11 +89,12 @@ class Engine:
 
         On the CPU the fp32 weights of the products, up to 2^20 elements each, are copied too, into
         the order in which they are read, and copied again where a call finds that they have
-        changed: by the version that PyTorch counts for every tensor, after every step of an
+        changed: by the version that PyTorch counts for every tensor, after every step of a fused
         optimizer, and by comparing some of the values. Not noticed is one change alone: written
         through ``.data``, which no version counts, to a part of a weight that holds none of those
-        values. (``load_state_dict`` and whatever else writes under ``no_grad`` are counted.) Of
-        models made in inference mode, whose tensors have no version, no weight is copied.
+        values. (Other optimizers, ``load_state_dict`` and whatever else writes under ``no_grad``
+        are counted.) Of models made in inference mode, whose tensors have no version, no weight is
+        copied.
 
         Tensors that take the place of the model's, by ``load_state_dict(assign=True)``, by
         ``parameter.data = ...`` or by ``model.to()``, are no longer shared: the engine computes

@@ -107,10 +107,10 @@ def linear_stack(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """norm(sum_i a_i x_i) with x_i = activation(x_{i-1} W_i^T + b_i), x_0 = x [..., D].
 
-    weight is [L, D, D] and bias [L, D] in x's dtype; scales [L+1] (the first unread without
-    ``include_input``). Returns (out in ``out_dtype``, y fp32, mean, rstd, kept), all but the first
-    for a backward pass and empty unless ``keep``. With ``kind`` "none" the sum itself is the output
-    and the next three are empty; with a norm they are what its backward reads. kept [L, N, P] is
+    weight is [L, D, D] in x's dtype, bias [L, D] in that or a wider one; scales [L+1] (the first
+    unread without ``include_input``). Returns (out in ``out_dtype``, y fp32, mean, rstd, kept), all
+    but the first for a backward pass and empty unless ``keep``. With ``kind`` "none" the sum itself
+    is the output and the next three are empty; with a norm they are what its backward reads. kept [L, N, P] is
     what the stack's backward reads, P being D padded to a power of two: weights padded with zeros
     are read sixteen bytes at a time, whatever D is.
     """

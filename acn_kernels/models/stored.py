@@ -34,7 +34,7 @@ def stored_in(path: Path) -> dict[str, Stored]:
 
 def check_stored(path: Path, stored: Mapping[str, Stored], wanted: Mapping[str, Tensor]) -> None:
     """Raises ValueError, naming the first of them, where ``path`` holds other tensors than a model
-    wants: other names or shapes, or no floating-point numbers."""
+    wants: other names or shapes, or integers for floating point."""
     for name in sorted({*stored, *wanted}):
         if name not in stored or name not in wanted:
             what = "lacks" if name in wanted else "holds"
@@ -44,7 +44,7 @@ def check_stored(path: Path, stored: Mapping[str, Stored], wanted: Mapping[str, 
             raise ValueError(
                 f"{path} is not of this model: {name} has shape {shape}; it takes {takes}"
             )
-        if not dtype.startswith(("F", "BF")):
+        if wanted[name].is_floating_point() != dtype.startswith(("F", "BF")):
             raise ValueError(
-                f"{path} is not of this model: {name} is {dtype}; it takes floating point"
+                f"{path} is not of this model: {name} is {dtype}; it takes {wanted[name].dtype}"
             )

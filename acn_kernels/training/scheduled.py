@@ -70,7 +70,7 @@ class ScheduledModel:
         self._holders: list[Chain | FusedACNStack] = []  # of the alpha that a schedule sets
         self._found_in: tuple = ()
         # Where recorded steps read it, by holder and shape. What was recorded goes on reading.
-        self._places: dict[tuple[Chain | FusedACNStack, torch.Size], Tensor] = {}
+        self._places: dict[tuple, _Place] = {}
 
     @property
     def state(self) -> tuple:
@@ -147,12 +147,30 @@ class ScheduledModel:
 
     def _placed(self, held: Chain | FusedACNStack) -> Tensor:
         """alpha of ``held`` in a tensor that is the same one for every number."""
-        place = self._places.get((held, held.mix.shape))
-        if place is None:
-            device = next(self.model.parameters()).device
+        device = next(self.model.parameters()).device
+        key = held, held.mix.shape, device
+        if key not in self._places:
             with torch.inference_mode(False):
-                place = self._places[held, held.mix.shape] = held.mix.to(device, copy=True)
-        return place.copy_(held.mix)
+                place = torch.empty(held.mix.shape, dtype=held.mix.dtype, device=device)
+            self._places[key] = _Place(place)
+        return self._places[key].with_(held.alpha)
+
+
+class _Place:
+    """A tensor [] or [L] on a device, filled without waiting for it, as a copy from here would."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        self._numbers: tuple[float | None, ...] = (None,) * max(1, tensor.numel())
+
+    def with_(self, alpha: float | tuple[float, ...]) -> Tensor:
+        numbers = alpha if isinstance(alpha, tuple) else (alpha,)
+        entries = self.tensor.view(-1)
+        for i, (number, before) in enumerate(zip(numbers, self._numbers, strict=True)):
+            if number != before:
+                entries[i].fill_(number)
+        self._numbers = numbers
+        return self.tensor
 
 
 def _has_alphas(blocks: nn.Module) -> bool:

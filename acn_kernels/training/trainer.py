@@ -103,7 +103,6 @@ class Trainer:
         check_size("samples", samples, 1)
         self.model, self.recipe, self.loss = model, recipe, loss
         self._scheduled = ScheduledModel(model, alpha, depth, freeze, recorded=replay)
-        self._told_to_train: ImageClassifier | None = None
         self.after_backward, self.autocast, self.length = after_backward, autocast, length
         self.augment = augment
         self.steps_per_epoch = recipe.steps_per_epoch(samples)
@@ -159,6 +158,8 @@ class Trainer:
         return loss
 
     def _update(self, images: Tensor, labels: Tensor) -> Tensor:
+        # Here, as a recorded step need not be told: all modules take longer than its launch.
+        self.network.train()
         kind = images.device.type
         with torch.autocast(kind, self.autocast, enabled=self.autocast is not None):
             loss = self.loss(self.network, images, labels, self.step)
@@ -186,11 +187,6 @@ class Trainer:
 
     def _follow_schedules(self, progress: float) -> None:
         self._scheduled.follow(progress)
-        # Telling all modules at every step would take longer than to launch a recorded one.
-        told = self.network is self._told_to_train
-        if not (told and self.network.training and self.model.training):
-            self.model.train()
-            self._told_to_train = self.network.train()
 
     def train_epoch(self, data: Split) -> float:
         """All samples once, in an order that follows from the seed and the epoch; the mean loss.
