@@ -232,7 +232,10 @@ def test_foreign_files_are_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     weights = model.state_dict()
     for changed, message in (
-        ({"head.weight": weights["head.weight"].int()}, r"head\.weight is I32; it takes torch\.float32"),
+        (
+            {"head.weight": weights["head.weight"].int()},
+            r"head\.weight is I32; it takes torch\.float32",
+        ),
         ({"head.weight": weights["head.weight"][1:]}, "head.weight has shape"),
         ({"other": torch.zeros(1)}, "it holds other"),
     ):

@@ -110,9 +110,9 @@ def linear_stack(
     weight is [L, D, D] in x's dtype, bias [L, D] in that or a wider one; scales [L+1] (the first
     unread without ``include_input``). Returns (out in ``out_dtype``, y fp32, mean, rstd, kept), all
     but the first for a backward pass and empty unless ``keep``. With ``kind`` "none" the sum itself
-    is the output and the next three are empty; with a norm they are what its backward reads. kept [L, N, P] is
-    what the stack's backward reads, P being D padded to a power of two: weights padded with zeros
-    are read sixteen bytes at a time, whatever D is.
+    is the output and the next three are empty; with a norm they are what its backward reads.
+    kept [L, N, P] is what the stack's backward reads, P being D padded to a power of two: weights
+    padded with zeros are read sixteen bytes at a time, whatever D is.
     """
     norm = kind != "none"
     keep_norm = keep and norm
