@@ -51,6 +51,7 @@ def recordings(monkeypatch):
         return results, lambda: replays.append(replay())
 
     monkeypatch.setattr(repeated, "recorded", recorded)
+    monkeypatch.setattr(repeated, "_runs_on_cuda", lambda x: True)
     monkeypatch.setattr(mixer_exit, "_LARGEST", 4)
     if DEVICE == "cpu":
         monkeypatch.setattr(mixer_exit, "_replays", lambda images: True)
