@@ -56,7 +56,7 @@ class OptimizerSteps:
             register_optimizer_step_post_hook(self._stepped)
         return self._steps
 
-    @torch.compiler.disable
+    @torch._disable_dynamo  # as torch.compiler.disable, without its seconds of imports beforehand
     def _stepped(self, optimizer: torch.optim.Optimizer, *_) -> None:
         if not any(group.get("fused") for group in optimizer.param_groups):
             return
