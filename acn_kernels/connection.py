@@ -276,7 +276,7 @@ class MixedStream(Connection):
         alpha = self.wiring.alpha
         if isinstance(alpha, float):
             return x if self.wiring.is_acn else self.y.to(x.dtype)
-        return (self.y + alpha * (x.to(self.y.dtype) - self.y)).to(x.dtype)
+        return torch.lerp(self.y, x.to(self.y.dtype), alpha.to(self.y.dtype)).to(x.dtype)
 
 
 def as_data(alpha: float | tuple[float, ...]) -> Tensor | None:
@@ -293,6 +293,8 @@ def add_term(y: Tensor | None, x: Tensor, scale: Scale) -> Tensor:
     """``y + scale * x`` in the sum's dtype; y None is zero."""
     if isinstance(scale, str):  # OMITTED
         return torch.zeros_like(x, dtype=sum_dtype(x.dtype)) if y is None else y
+    if scale is None and y is not None:
+        return y + x
     wide = x.to(sum_dtype(x.dtype))
     term = wide if scale is None else wide * scale
     return term if y is None else y + term
@@ -302,6 +304,8 @@ def plus_share(x: Tensor, shortcut: Tensor, alpha: float | Tensor) -> Tensor:
     """x + (1-alpha) * shortcut in x's dtype; alpha is 0.0 or a tensor between the ends."""
     if isinstance(alpha, float):
         return x + shortcut
+    if x.dtype == shortcut.dtype == sum_dtype(x.dtype):
+        return torch.addcmul(x, shortcut, (1 - alpha).to(x.dtype))
     # A device would round alpha to shortcut's dtype; one on the CPU is a number.
     if alpha.device.type != "cpu":
         shortcut = shortcut.to(sum_dtype(shortcut.dtype))

@@ -19,6 +19,8 @@ pytestmark = [pytest.mark.triton, pytest.mark.skipif(not RUNS, reason=f"triton: 
 DEVICE = device_of("triton")
 # The interpreter computes products of bfloat16 wrongly.
 HALF = torch.bfloat16 if DEVICE == "cuda" else torch.float16
+# Of the norm of a gradient: the closing ReLU of an element near zero may fall on its other side.
+LARGEST_ERROR = 0.3 if DEVICE == "cuda" else 0.1
 
 
 def linear_layers():
@@ -82,10 +84,9 @@ def test_output_and_gradients(kind, dtype):
     largest = max(p.grad.norm() for p in truth.parameters())
     for (name, one), other in zip(got.items(), [wide, *truth.parameters()], strict=True):
         assert one.grad.dtype == one.dtype, name
-        # The closing ReLU of an element near zero may fall on its other side.
         error = (one.grad.double().cpu() - other.grad).norm()
         # Of a bias that the next norm takes away, the gradient is zero.
-        assert error < 40 * torch.finfo(HALF).eps * max(other.grad.norm(), 0.1 * largest), name
+        assert error < LARGEST_ERROR * max(other.grad.norm(), 0.1 * largest), name
 
 
 @pytest.mark.parametrize("kind", LAYERS)
