@@ -7,8 +7,8 @@ from benchmarks.paper.sizes import CIFAR, twins
 from benchmarks.paper.spec import Experiment, Plan, Row
 
 EPOCHS = {
-    "residual": {"smoke": 2, "small": 8, "paper": 300},
-    "ACN": {"smoke": 2, "small": 11, "paper": 420},
+    "residual": {"smoke": 2, "small": 8, "brief": 30, "paper": 300},
+    "ACN": {"smoke": 2, "small": 11, "brief": 42, "paper": 420},
 }
 CLASSES = (2, 5, 10)
 
@@ -38,4 +38,5 @@ EXPERIMENT = Experiment(
         _row("layers used, %, 10 classes", "ACN, 10 classes", "residual, 10 classes", (12, 16)),
         _row("layers used, %, 2 against 10 classes", "ACN, 2 classes", "ACN, 10 classes", (8, 12)),
     ),
+    presets=("smoke", "small", "brief", "paper"),
 )

@@ -5,7 +5,7 @@ from benchmarks.paper import exits
 from benchmarks.paper.sizes import CIFAR, FASHION, fashion_shape, training
 from benchmarks.paper.spec import Experiment, Plan, Row, over_seeds
 
-EPOCHS = {"smoke": 2, "small": 4, "paper": 100}
+EPOCHS = {"smoke": 2, "small": 4, "brief": 30, "paper": 100}
 NETWORKS = {
     "ACN, cut": ("acn", "final"),
     "residual, branches": ("residual", "branches"),
@@ -14,7 +14,8 @@ NETWORKS = {
     "ACN, shared head": ("acn", "shared head"),
 }
 TAU = 0.7  # nats
-DROP = {"smoke": 0.05, "small": 0.02, "paper": 0.01}  # of accuracy, that calibration allows
+# Of accuracy, that calibration allows.
+DROP = {"smoke": 0.05, "small": 0.02, "brief": 0.01, "paper": 0.01}
 
 
 def plan(preset):
@@ -82,4 +83,5 @@ EXPERIMENT = Experiment(
     "leave; speed-ups are those over the same network without exits",
     exits.summary,
     draw,
+    ("smoke", "small", "brief", "paper"),
 )  # fmt: skip
