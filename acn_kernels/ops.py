@@ -95,16 +95,17 @@ def _fake_linear_stack_backward(g, x, weight, bias, scales, kept, activation, in
 
 
 def _fake_mixer_stack(
-    x, parameters, scales, weight, bias, layer_eps, eps, kind, include_input, keep, out_dtype
+    x, parameters, alpha, scales, weight, bias, layer_eps, eps, kind, include_input, keep, out_dtype
 ):  # fmt: skip
     rows = x.numel() // x.shape[-1]
     norm = keep and kind != "none"
+    kept = len(parameters[0]) - (alpha is not None)
     return (
         torch.empty(x.shape, dtype=out_dtype, device=x.device),
         _stat(x, 0) if not norm else x.new_empty(x.shape, dtype=torch.float32),
         _stat(x, rows if norm and kind == "layer" else 0),
         _stat(x, rows if norm else 0),
-        x.new_empty((len(parameters[0]), *x.shape) if keep else 0),
+        x.new_empty((kept, *x.shape) if keep else 0),
     )
 
 
@@ -128,7 +129,7 @@ def _fake_compact(stays, tensors, kept):
     )
 
 
-def _fake_mixer_stack_backward(g, x, kept, parameters, scales, layer_eps, include_input):
+def _fake_mixer_stack_backward(g, x, kept, parameters, alpha, scales, layer_eps, include_input):
     return (
         torch.empty(x.shape, dtype=x.dtype, device=x.device),
         _stat(x, 0) if scales is None else torch.empty_like(scales),
@@ -226,8 +227,8 @@ OPERATORS = {
         _NATIVE,
     ),
     "mixer_stack": Operator(
-        "(Tensor x, Tensor[] parameters, Tensor? scales, Tensor? weight, Tensor? bias,"
-        " float layer_eps, float eps, str kind, bool include_input, bool keep,"
+        "(Tensor x, Tensor[] parameters, Tensor? alpha, Tensor? scales, Tensor? weight,"
+        " Tensor? bias, float layer_eps, float eps, str kind, bool include_input, bool keep,"
         " ScalarType out_dtype) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
         _fake_mixer_stack,
         _homes("mixer_stack", native=False),
@@ -245,8 +246,8 @@ OPERATORS = {
         _homes("compaction", native=False, cuda=True),
     ),
     "mixer_stack_backward": Operator(
-        "(Tensor g, Tensor x, Tensor kept, Tensor[] parameters, Tensor? scales, float layer_eps,"
-        " bool include_input) -> (Tensor, Tensor, Tensor[])",
+        "(Tensor g, Tensor x, Tensor kept, Tensor[] parameters, Tensor? alpha, Tensor? scales,"
+        " float layer_eps, bool include_input) -> (Tensor, Tensor, Tensor[])",
         _fake_mixer_stack_backward,
         _homes("mixer_stack_backward", native=False),
     ),

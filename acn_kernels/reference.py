@@ -136,21 +136,25 @@ def mixer_stack(
     spec: NormSpec | None = None,
     scales: Tensor | None = None,
     include_input: bool = True,
+    alpha: float | Sequence[float] | Tensor = 1.0,
 ) -> Tensor:
-    """The network of Mixer blocks at alpha = 1; ``parameters`` [L, ...] as in MixerParameters."""
+    """The network of Mixer blocks; ``parameters`` [L, ...] as in MixerParameters."""
 
     def mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
         return F.linear(F.gelu(F.linear(x, w1, b1)), w2, b2)
 
     *tensors, eps = parameters
     terms = [x]
-    for layer in range(len(tensors[0])):
+    alphas = torch.as_tensor(alpha).expand(len(tensors[0])).tolist()
+    for layer, alpha in enumerate(alphas):
         p = [None if tensor is None else tensor[layer] for tensor in tensors]
-        h = norm(terms[-1], NormSpec("layer", p[0], p[1], eps)).transpose(-1, -2)
+        u = alpha * terms[-1] + (1 - alpha) * sum(terms)
+        h = norm(u, NormSpec("layer", p[0], p[1], eps)).transpose(-1, -2)
         h = mlp(h, *p[2:6]).transpose(-1, -2)
-        out = mlp(norm(h, NormSpec("layer", p[6], p[7], eps)), *p[8:12])
+        v = h + (1 - alpha) * u
+        out = mlp(norm(v, NormSpec("layer", p[6], p[7], eps)), *p[8:12]) + (1 - alpha) * h
         if p[12] is not None:
-            out = F.relu(F.linear(out, p[12], p[13]) + terms[-1])
+            out = F.relu(F.linear(out, p[12], p[13]) + u)
             out = norm(out, NormSpec("layer", p[14], p[15], eps))
         terms.append(out)
     scales = [None] * len(terms) if scales is None else scales

@@ -46,11 +46,11 @@ class FusedACNStack(ScaledTerms):
     it stands where ``blocks = nn.ModuleList([...])`` or ``nn.Sequential(...)`` stood and keeps the
     state-dict keys.
 
-    Linear and Mixer layers in half precision, their own or autocast's (to which x is brought, too),
-    run on a GPU as one kernel (two or three a layer in the backward pass); without gradients, on
-    weights that are stacked once and again after every change in place that PyTorch counts; it
-    counts neither writes through ``.data`` nor replayed CUDA graphs, after which :meth:`train` or
-    :meth:`eval`, where it changes the mode, has them stacked anew.
+    Linear layers at alpha = 1 and Mixer layers, in half precision, their own or autocast's (to
+    which x is brought, too), run on a GPU as one kernel (two or three a layer in the backward
+    pass); without gradients, on weights that are stacked once and again after every change in place
+    that PyTorch counts; it counts neither writes through ``.data`` nor replayed CUDA graphs, after
+    which :meth:`train` or :meth:`eval`, where it changes the mode, has them stacked anew.
 
     Args:
         layers: modules that map [..., D] to the same shape, without a short connection of their

@@ -15,6 +15,7 @@ from acn_kernels.functional.checks import check_sum, is_recorded
 from acn_kernels.functional.linear_stack import run_linear_stack
 from acn_kernels.functional.mixer_stack import (
     MixerParameters,
+    alpha_by_layer,
     obstacle_to_input_of,
     obstacle_to_mixer_blocks,
     parameters_by_kind,
@@ -51,6 +52,9 @@ def whole_stack_of(
     kind = next((kind for kind in _KINDS if kind.takes(layers[0])), None)
     if kind is None:
         return f"{type(layers[0]).__name__} is of no kind that runs as a whole stack"
+    obstacle = _obstacle_to_alpha(stack, kind)
+    if obstacle:
+        return obstacle
     choice = choose(stack.backend, x)
     if choice.backend not in kind.backends:
         return f"{choice.backend} runs layer by layer: {choice.reason}"
@@ -65,6 +69,8 @@ def whole_stack_of(
     if isinstance(made, str):
         return made
     run = functools.partial(made.run, choice.backend, autocast)
+    if kind.mixes:
+        run = functools.partial(run, alpha=_alpha_of(stack, depth))
     return made.obstacle(x, autocast) or WholeStack(kind.operation, choice.backend, run)
 
 
@@ -74,7 +80,6 @@ def _obstacle_in_stack(
     if device.type == "cuda" and dtype == torch.float32 and stack.backend == "auto":
         return "in fp32 cuBLAS multiplies faster than a kernel without tensor cores"
     for name, plain in (
-        ("alpha", stack.alpha == 1),
         ("splits", not stack.splits),
         ("rows", stack.rows is None),
         ("granularity", stack.granularity == "block"),
@@ -90,11 +95,28 @@ def _obstacle_in_stack(
     return None
 
 
+def _obstacle_to_alpha(stack: FusedACNStack, kind: type) -> str | None:
+    if stack.mix is None and stack.alpha == 1:
+        return None
+    if not kind.mixes:
+        return "alpha is not 1"
+    if stack.scales is not None or not stack.include_input:
+        return "alpha is not 1, beside scales or without the input"
+    return None
+
+
+def _alpha_of(stack: FusedACNStack, depth: int) -> float | Tensor:
+    if stack.mix is None:
+        return stack.alpha
+    return stack.mix[:depth] if stack.mix.dim() else stack.mix
+
+
 class LinearLayers:
     """``nn.Sequential(nn.Linear(D, D), activation)`` throughout."""
 
     operation = "linear_stack"
     backends = ("triton", "native")
+    mixes = False  # whether alpha may be another than 1
 
     def __init__(self, weights: list[Tensor], biases: list[Tensor], activation: str) -> None:
         self._weights, self._biases, self._activation = weights, biases, activation
@@ -176,6 +198,7 @@ class MixerLayers:
 
     operation = "mixer_stack"
     backends = ("triton",)
+    mixes = True
     takes = staticmethod(functional.is_mixer_block)
 
     def __init__(self, blocks: Sequence[nn.Module]) -> None:
@@ -204,11 +227,15 @@ class MixerLayers:
     def run(
         self, backend: str, autocast: torch.dtype | None,
         x: Tensor, spec, scales, include_input: bool, out_dtype: torch.dtype,
+        alpha: float | Tensor,
     ) -> Tensor:  # fmt: skip
         check_sum(x, self._depth, spec, scales)
         recorded = is_recorded(spec, x, scales, *self._stacked.parameters)
         parameters, x = self.parameters(recorded, autocast), _brought_to(autocast, x)
-        return run_mixer_stack(x, parameters, spec, scales, include_input, out_dtype, recorded)
+        alpha = alpha_by_layer(alpha, self._depth, x.device)
+        return run_mixer_stack(
+            x, parameters, alpha, spec, scales, include_input, out_dtype, recorded
+        )
 
 
 def _brought_to(dtype: torch.dtype | None, x: Tensor) -> Tensor:

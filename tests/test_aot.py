@@ -248,6 +248,7 @@ def smallest_launches():
     from acn_kernels.kernels.linear_stack import linear_stack
     from acn_kernels.kernels.linear_stack_backward import linear_stack_backward
     from acn_kernels.kernels.mixer_stack import mixer_stack
+    from acn_kernels.kernels.mixer_stack_backward import mixer_stack_backward
     from acn_kernels.kernels.recorder import launches_of
 
     def empty(*shape: int) -> torch.Tensor:
@@ -258,28 +259,22 @@ def smallest_launches():
     norm = (empty(16), empty(16), 1e-5, "layer")
     shapes = [(16,), (16,), (16, 16), (16,), (16, 16), (16,)] * 2
     parameters = [empty(1, *shape) for shape in shapes]
-    mixer = (
-        mixer_stack,
-        sample,
-        parameters,
-        scales,
-        *norm[:2],
-        1e-5,
-        *norm[2:],
-        True,
-        True,
-        x.dtype,
-    )
+    mixer_norm = (norm[0], norm[1], 1e-5, *norm[2:], True, True, x.dtype)
+    alpha = torch.empty(1, device="meta")
     return [
         *launches_of(linear_stack, x, weight, bias, scales, *norm, "gelu", True, True, x.dtype),
         *launches_of(linear_stack_backward, x, x, weight, bias, scales, kept, "gelu", True),
-        *launches_of(*mixer),
+        *launches_of(mixer_stack, sample, parameters, None, scales, *mixer_norm),
+        *launches_of(mixer_stack, sample, parameters, alpha, None, *mixer_norm),
+        *launches_of(
+            mixer_stack_backward, sample, sample, sample[:0], parameters, alpha, None, 1e-5, True
+        ),
     ]  # fmt: skip
 
 
 def test_a_single_row_of_a_single_layer_compiles():
     launches = smallest_launches()
-    assert len(launches) == 4  # the backward pass takes two
+    assert len(launches) == 7  # the backward passes take two
     for launch in launches:
         cost = aot.compile_case(aot.case_of(launch.kernel.__name__, launch), "sm_90")
         assert cost.registers > 0

@@ -74,7 +74,7 @@ def whole_stacks(dtype: torch.dtype) -> dict[str, tuple]:
             linear_stack_backward, sums.view(128, 128), rows, *layer, kept, "silu", True,
         ),
         "mixer_stack": (
-            mixer_stack, x, mixer, scales, *norm, 1e-5, 1e-5, "layer", True, True, dtype,
+            mixer_stack, x, mixer, None, scales, *norm, 1e-5, 1e-5, "layer", True, True, dtype,
         ),
         "exit_head": (
             exit_head, x, sums, scales[0], *norm, 1e-5, "layer", "mean", some(10, 128), None, 0.7,

@@ -44,7 +44,7 @@ def wide_parameters(parameters: MixerParameters) -> MixerParameters:
 
 def check_stack(
     depth=3, batch=(2,), tokens=16, width=32, hidden=(16, 64), closing=False,
-    dtype=torch.float32, norm="layernorm", scaled=False, include_input=True,
+    dtype=torch.float32, norm="layernorm", scaled=False, include_input=True, alpha=1.0,
     layout=packed, out_layout=packed, roundings=8, kinks=False,
 ):  # fmt: skip
     """The output and every gradient, against the reference in float64.
@@ -60,7 +60,7 @@ def check_stack(
     module = make_norm(norm, width)
     module = None if module is None else module.to(DEVICE, dtype)
     wide_module = None if module is None else wide_copy(module)
-    y = functional.mixer_stack(x, parameters, NormSpec.of(module), scales, include_input)
+    y = functional.mixer_stack(x, parameters, NormSpec.of(module), scales, include_input, alpha)
     incoming = out_layout(shape, dtype, DEVICE)
     named = {"x": x, **{n: p for n, p in parameters._asdict().items() if isinstance(p, Tensor)}}
     affine = [] if module is None else list(module.parameters())
@@ -71,7 +71,7 @@ def check_stack(
     wide_x = x.detach().double().cpu().requires_grad_()
     wide_scales = None if scales is None else scales.detach().double().cpu().requires_grad_()
     true_y = reference.mixer_stack(
-        wide_x, wide, NormSpec.of(wide_module), wide_scales, include_input
+        wide_x, wide, NormSpec.of(wide_module), wide_scales, include_input, alpha
     )
     wide_inputs = [
         wide_x, *wide.tensors, *([] if wide_module is None else wide_module.parameters()),
@@ -100,6 +100,29 @@ def check_stack(
 @pytest.mark.parametrize("include_input", [True, False], ids=["with-input", "without-input"])
 def test_every_form(closing, scaled, include_input):
     check_stack(closing=closing, scaled=scaled, include_input=include_input)
+
+
+def alphas(depth: int, kind: str) -> float | list[float] | torch.Tensor:
+    return {
+        "zero": 0.0,
+        "one": torch.ones(()),
+        "between": torch.rand((), dtype=torch.float64),
+        "by layer": torch.rand(depth, device=DEVICE),
+        "from end to end": [k / (depth - 1) for k in range(depth)],
+    }[kind]
+
+
+@pytest.mark.parametrize("closing", [False, True], ids=["plain", "closing"])
+@pytest.mark.parametrize("kind", ["zero", "one", "between", "by layer", "from end to end"])
+def test_every_alpha(kind, closing):
+    check_stack(closing=closing, alpha=alphas(3, kind))
+    check_stack(4, (3,), 5, 20, (7, 33), closing, alpha=alphas(4, kind), norm="none", roundings=15)
+
+
+@pytest.mark.parametrize("closing", [False, True], ids=["plain", "closing"])
+@pytest.mark.parametrize("depth", [1, 2, 33])
+def test_every_depth_between_the_ends_of_alpha(depth, closing):
+    check_stack(depth, **SMALL, closing=closing, alpha=torch.rand(depth), roundings=20)
 
 
 @pytest.mark.parametrize("closing", [False, True], ids=["plain", "closing"])
@@ -157,17 +180,20 @@ def test_layouts(layout):
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("alpha", [1.0, 0.4])
 @pytest.mark.parametrize("closing", [False, True], ids=["plain", "closing"])
-def test_half_precision(closing):
-    check_stack(dtype=torch.float16, closing=closing, roundings=32, kinks=closing)
+def test_half_precision(closing, alpha):
+    check_stack(dtype=torch.float16, closing=closing, alpha=alpha, roundings=32, kinks=closing)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("closing", [False, True], ids=["plain", "closing"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_the_cifar_mixer(dtype, closing):
+@pytest.mark.parametrize("alpha", [1.0, 0.4])
+def test_the_cifar_mixer(dtype, closing, alpha):
     sizes = (16, (37,), 64, 128, (64, 512))
-    check_stack(*sizes, closing, dtype, scaled=True, roundings=40, kinks=True)
+    options = {"scaled": alpha == 1, "alpha": alpha, "roundings": 40, "kinks": True}
+    check_stack(*sizes, closing, dtype, **options)
 
 
 @pytest.mark.slow
@@ -315,6 +341,13 @@ def test_bad_arguments():
             ValueError,
             "closing_bias has shape None",
         ),
+        ((x, parameters, None, None, True, 1.5), ValueError, "alpha is 1.5"),
+        ((x, parameters, None, None, True, [1.0]), ValueError, "alpha has 1 entries"),
+        ((x, parameters, None, None, True, torch.ones(3)), ValueError, r"\(3,\); 2 layers"),
+        ((x, parameters, None, None, True, torch.tensor(1)), ValueError, "alpha is torch.int64"),
+        ((x, parameters, None, None, True, leaf(torch.ones(()))), ValueError, "requires a grad"),
+        ((x, parameters, None, torch.ones(3, device=DEVICE), True, 0.5), ValueError, "nor without"),
+        ((x, parameters, None, None, False, 0.5), ValueError, "nor without the input"),
         (
             (x, parameters._replace(channel2_bias=torch.ones(2, 15, device=DEVICE))),
             ValueError,
@@ -327,9 +360,11 @@ def test_bad_arguments():
 
 @pytest.mark.parametrize("closing", [False, True])
 @pytest.mark.parametrize("depth", [None, 2])
-def test_the_stack_takes_it_by_itself(closing, depth):
+@pytest.mark.parametrize("alpha", [1.0, 0.0, 0.3, [0.0, 0.6, 1.0]], ids=str)
+def test_the_stack_takes_it_by_itself(closing, depth, alpha):
     blocks = [MixerBlock(5, 20, 7, 24, closing) for _ in range(3)]
-    stack = FusedACNStack(blocks, nn.LayerNorm(20), scales="learned", backend="triton").to(DEVICE)
+    options = {"alpha": alpha, "scales": "learned" if alpha == 1 else None, "backend": "triton"}
+    stack = FusedACNStack(blocks, nn.LayerNorm(20), **options).to(DEVICE)
     truth = wide_copy(stack)
     truth.backend = "torch"
     x = leaf(packed((2, 5, 20), torch.float32, DEVICE))
@@ -347,6 +382,27 @@ def test_the_stack_takes_it_by_itself(closing, depth):
             assert all(p.grad is None or not p.grad.any() for p in (one, other)), name
         else:
             assert_close(one.grad, other.grad, torch.float32, roundings=64, name=name, among=1.0)
+
+
+@pytest.mark.parametrize("options", [{"scales": "learned"}, {"include_input": False}], ids=str)
+def test_what_goes_with_alpha_1_alone(options):
+    stack = FusedACNStack([MixerBlock(5, 20, 7, 24)], alpha=0.5, backend="triton", **options)
+    x = packed((2, 5, 20), torch.float32, DEVICE)
+    assert "alpha is not 1, beside" in whole_stack_of(stack.to(DEVICE), x, 1, True)
+
+
+def test_alpha_on_the_device_is_read_there():
+    """As recorded steps read it: what is written there later counts, without a word to the host."""
+    stack = FusedACNStack(mixer(2, **SMALL), alpha=0.5, backend="triton")
+    x = torch.randn(2, 4, 16, device=DEVICE)
+    stack.mix = torch.full((), 0.25, dtype=torch.float64, device=DEVICE)
+    with torch.no_grad():
+        first = stack(x)
+        stack.mix.fill_(0.75)
+        second = stack(x)
+        for alpha, y in ((0.25, first), (0.75, second)):
+            stack.alpha = alpha
+            assert stack(x).equal(y)
 
 
 @pytest.mark.parametrize(

@@ -97,17 +97,20 @@ def mixer_samples(device):
     shapes += [(8, 8), (8,), (8,), (8,)]
     closing = [torch.rand(3, *shape, device=device) for shape in shapes]
     plain, scales = closing[:12], torch.rand(4, device=device)
+    alpha = torch.rand(1, device=device).expand(3)
     head = (torch.ones(4, dtype=torch.int32, device=device), torch.rand(5, 8, device=device), None)
     norm, rms, nothing = (weight, weight), (weight, None), (None, None)
     return {
         "mixer_stack": [
-            (x, plain, None, *norm, 1e-5, 1e-5, "layer", True, True, torch.float32),
-            (x, plain, scales, *nothing, 1e-5, 0.0, "none", False, True, torch.float32),
-            (x, closing, None, *rms, 1e-5, 1e-5, "rms", True, False, torch.float16),
+            (x, plain, None, None, *norm, 1e-5, 1e-5, "layer", True, True, torch.float32),
+            (x, plain, None, scales, *nothing, 1e-5, 0.0, "none", False, True, torch.float32),
+            (x, closing, None, None, *rms, 1e-5, 1e-5, "rms", True, False, torch.float16),
+            (x, closing, alpha, None, *norm, 1e-5, 1e-5, "layer", True, True, torch.float32),
         ],
         "mixer_stack_backward": [
-            (g, x, kept, plain, None, 1e-5, True),
-            (g, x, kept, closing, scales, 1e-5, False),
+            (g, x, kept, plain, None, None, 1e-5, True),
+            (g, x, kept, closing, None, scales, 1e-5, False),
+            (g, x, kept[1:], plain, alpha, None, 1e-5, True),
         ],
         "mixer_exit": [
             (x, plain, None, *norm, *head, 1e-5, 1e-5, "layer", True, "mean", 1.0),

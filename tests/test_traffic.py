@@ -185,23 +185,33 @@ def mixer(closing: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
     return torch.randn(3, 5, 12), [torch.randn(2, *shape) for shape in shapes]
 
 
+# (alpha, scales) of two layers
+WIRINGS = {
+    "acn": (None, None),
+    "scaled": (None, torch.rand(3)),
+    "mixed": (torch.tensor([0.3, 0.8]), None),
+}
+
+
 @pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("wiring", WIRINGS)
 @pytest.mark.parametrize("closing", [False, True])
-def test_a_whole_mixer_stack_moves_x_and_y_once(closing, keep):
+def test_a_whole_mixer_stack_moves_x_and_y_once(closing, wiring, keep):
     x, parameters = mixer(closing)
-    scales, norm = (torch.rand(3) if keep else None), (torch.rand(12), torch.rand(12))
-    call = (mixer_stack, x, parameters, scales, *norm, 1e-5, 1e-5, "layer", True, keep, x.dtype)
-    (launch,) = launches_of(call)
+    norm = (torch.rand(12), torch.rand(12), 1e-5, 1e-5, "layer")
+    (launch,) = launches_of(
+        (mixer_stack, x, parameters, *WIRINGS[wiring], *norm, True, keep, x.dtype)
+    )
     assert violations(launch) == []
 
 
-@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("wiring", WIRINGS)
 @pytest.mark.parametrize("closing", [False, True])
-def test_the_backward_sweep_of_a_mixer_reads_each_layer_once(closing, scaled):
+def test_the_backward_sweep_of_a_mixer_reads_each_layer_once(closing, wiring):
     x, parameters = mixer(closing)
-    scales = torch.rand(3) if scaled else None
-    call = (mixer_stack_backward, torch.randn_like(x), x, torch.randn(2, 3, 5, 12), parameters)
-    launches = launches_of((*call, scales, 1e-5, True))
+    kept = torch.randn(1 if wiring == "mixed" else 2, 3, 5, 12)
+    call = (mixer_stack_backward, torch.randn_like(x), x, kept, parameters)
+    launches = launches_of((*call, *WIRINGS[wiring], 1e-5, True))
     assert len(launches) == 2 * (2 + closing)
     assert [problem for launch in launches for problem in violations(launch)] == []
 

@@ -61,9 +61,13 @@ def autocast(dtype: torch.dtype = HALF, enabled: bool = True):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, HALF], ids=str)
-@pytest.mark.parametrize("kind", LAYERS)
-def test_output_and_gradients(kind, dtype):
-    stack, x = stack_of(kind, nn.LayerNorm(24), scales="learned"), images(dtype)
+@pytest.mark.parametrize(
+    ("kind", "alpha"), [*((kind, 1.0) for kind in LAYERS), ("mixer", 0.4), ("closed mixer", 0.4)]
+)
+def test_output_and_gradients(kind, alpha, dtype):
+    scales = "learned" if alpha == 1 else None
+    stack = stack_of(kind, nn.LayerNorm(24), alpha=alpha, scales=scales)
+    x = images(dtype)
     with autocast():
         assert runs_whole(stack, x)
         y = stack(x)

@@ -1,4 +1,4 @@
-"""mixer_stack: an ACN of Mixer blocks as one operation, and the blocks' parameters for it."""
+"""mixer_stack: a stack of Mixer blocks as one operation, and the blocks' parameters for it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from acn_kernels.functional.checks import check_input, check_sum, is_recorded
 from acn_kernels.hooks import has_hooks
 from acn_kernels.norm_spec import NormSpec
 from acn_kernels.ops import compiled
+from acn_kernels.validation import check_alphas
 
 # The parts of a MixerBlock that have parameters, in the order in which a layer applies them.
 _PARTS = (
@@ -121,12 +122,14 @@ def mixer_stack(
     spec: NormSpec | None = None,
     scales: Tensor | None = None,
     include_input: bool = True,
+    alpha: float | Sequence[float] | Tensor = 1.0,
 ) -> Tensor:
-    """``norm(sum_i a_i x_i)`` of the Mixer blocks with ``parameters``, at alpha = 1, in one kernel.
+    """``norm(sum_i a_i x_i)`` of the Mixer blocks with ``parameters``, in one kernel.
 
-    A sample and its sum stay on chip through all layers. With gradients, the layers' outputs are
-    kept, and nothing else; the backward pass is one sweep that computes each layer again and adds
-    the direct gradient, then one batched product for each kind of weight. Runs on Triton alone.
+    A sample and its sum stay on chip through all layers. With gradients, what a layer hands to the
+    next is kept, and nothing else; the backward pass is one sweep that computes each layer again
+    and adds the direct gradient, then one batched product for each kind of weight. Runs on Triton
+    alone.
 
     Args:
         x: x_0, [..., T, D] with T up to 64, D up to 256 and, both rounded up to powers of two,
@@ -135,6 +138,9 @@ def mixer_stack(
         spec: the final norm, or None for the bare sum.
         scales: a_0 .. a_L as [L+1], or None for ones.
         include_input: whether x_0 is a term of the sum; a_0 is not read without it.
+        alpha: in [0, 1], or one for each layer, or such numbers in a tensor [] or [L], which takes
+            no gradient: layers read ``alpha x_{i-1} + (1-alpha) y_{i-1}``, and have shortcuts
+            inside as MixerBlock has them. 1 beside ``scales`` and without the input.
 
     Returns:
         Like x.
@@ -144,20 +150,51 @@ def mixer_stack(
         RuntimeError: Triton cannot run here, or not on inputs like x.
     """
     check_parameters(x, parameters)
-    check_sum(x, len(parameters.norm1_weight), spec, scales)
+    layers = len(parameters.norm1_weight)
+    check_sum(x, layers, spec, scales)
+    alpha = alpha_by_layer(_checked_alpha(alpha, layers), layers, x.device)
+    if alpha is not None and (scales is not None or not include_input):
+        raise ValueError("alpha is not 1, which goes neither with scales nor without the input")
     recorded = is_recorded(spec, x, scales, *parameters.tensors)
-    return run_mixer_stack(x, parameters, spec, scales, include_input, x.dtype, recorded)
+    return run_mixer_stack(x, parameters, alpha, spec, scales, include_input, x.dtype, recorded)
 
 
-def run_mixer_stack(x, parameters, spec, scales, include_input, out_dtype, recorded) -> Tensor:
-    """:func:`mixer_stack` with arguments that are known to go together. Vectors among the
-    parameters may be wider than x."""
-    inputs, options = operands(x, parameters, spec, scales, include_input)
+def run_mixer_stack(
+    x, parameters, alpha, spec, scales, include_input, out_dtype, recorded
+) -> Tensor:
+    """:func:`mixer_stack` with arguments that are known to go together, and alpha by layer. Vectors
+    among the parameters may be wider than x."""
+    (x, *inputs), options = operands(x, parameters, spec, scales, include_input)
     if recorded:
-        return MixerStack.apply(*inputs, *options, out_dtype, *parameters.tensors)[0]
-    x, *rest = inputs
+        return MixerStack.apply(x, alpha, *inputs, *options, out_dtype, *parameters.tensors)[0]
     stack = compiled(BACKEND).mixer_stack
-    return stack(x, parameters.tensors, *rest, *options, False, out_dtype)[0]
+    return stack(x, parameters.tensors, alpha, *inputs, *options, False, out_dtype)[0]
+
+
+def alpha_by_layer(
+    alpha: float | tuple[float, ...] | Tensor, layers: int, device: torch.device
+) -> Tensor | None:
+    """[layers] fp32 on ``device``, as the operators take it; None for the number 1."""
+    if isinstance(alpha, Tensor):
+        return alpha.to(device, torch.float32).expand(layers)
+    if isinstance(alpha, tuple):
+        return torch.tensor(alpha, dtype=torch.float32, device=device)
+    if alpha == 1:
+        return None
+    return torch.full((layers,), alpha, dtype=torch.float32, device=device)
+
+
+def _checked_alpha(alpha, layers: int) -> float | tuple[float, ...] | Tensor:
+    if not isinstance(alpha, Tensor):
+        return check_alphas(alpha, layers)
+    if not alpha.is_floating_point() or alpha.shape not in ((), (layers,)):
+        raise ValueError(
+            f"alpha is {alpha.dtype} of shape {tuple(alpha.shape)}; {layers} layers take floating "
+            f"point numbers () or ({layers},)"
+        )
+    if alpha.requires_grad:
+        raise ValueError("alpha requires a gradient; it takes a tensor that does not")
+    return alpha
 
 
 def operands(

@@ -133,8 +133,8 @@ def mixer_exit_kernel(
             # Asked for before the layer, which hides the wait.
             stops = tl.load(exits_ptr + layer)
             x = mixer_layer(
-                x, mask, layer - 1, parameters, layer_eps, T, D, TOKEN_HIDDEN, CHANNEL_HIDDEN,
-                TOKEN_CHUNK, CHANNEL_CHUNK, CLOSING, PRECISION,
+                x, mask, layer - 1, parameters, 0.0, layer_eps, T, D, TOKEN_HIDDEN, CHANNEL_HIDDEN,
+                TOKEN_CHUNK, CHANNEL_CHUNK, CLOSING, False, PRECISION,
             )  # fmt: skip
             if HAS_SCALES:
                 y += x.to(tl.float32) * tl.load(scale_ptr + layer).to(tl.float32)

@@ -81,30 +81,51 @@ def channel_mlp(
 
 
 @triton.jit
+def short_weight(alpha_ptr, layer, MIXED: tl.constexpr):
+    """1 - alpha of layer ``layer``, the weight of its short connections; 0 without MIXED."""
+    short = 0.0
+    if MIXED:
+        short = 1.0 - tl.load(alpha_ptr + layer)
+    return short
+
+
+@triton.jit
+def plus_short(x, around, short, MIXED: tl.constexpr):
+    """``x + short * around`` in fp32; without MIXED x itself."""
+    if MIXED:
+        x += short * around.to(tl.float32)
+    return x
+
+
+@triton.jit
 def mixer_layer(
-    x, mask, layer, parameters, eps,
+    u, mask, layer, parameters, short, eps,
     T: tl.constexpr, D: tl.constexpr, TOKEN_HIDDEN: tl.constexpr, CHANNEL_HIDDEN: tl.constexpr,
     TOKEN_CHUNK: tl.constexpr, CHANNEL_CHUNK: tl.constexpr, CLOSING: tl.constexpr,
-    PRECISION: tl.constexpr,
+    MIXED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """x_i, the output of layer ``layer``, of its input x [T, D]; both in the input's dtype.
+    """x_i, the output of layer ``layer``, of its input u [T, D]; both in the input's dtype.
 
-    Rows and columns outside of ``mask`` are padding: zero in, zero out.
+    ``short`` is 1 - alpha with MIXED, and not read at alpha = 1, which is without. Rows and columns
+    outside of ``mask`` are padding: zero in, zero out.
     """
-    col = tl.arange(0, x.shape[1])
-    n, _, _ = layer_norm(x.to(tl.float32), mask, col, layer, parameters[0], parameters[1], eps, D)
-    h = token_mlp(n.to(x.dtype), layer, parameters, T, D, TOKEN_HIDDEN, TOKEN_CHUNK, PRECISION)
+    col = tl.arange(0, u.shape[1])
+    n, _, _ = layer_norm(u.to(tl.float32), mask, col, layer, parameters[0], parameters[1], eps, D)
+    h = token_mlp(n.to(u.dtype), layer, parameters, T, D, TOKEN_HIDDEN, TOKEN_CHUNK, PRECISION)
     h = tl.where(mask, h, 0.0)
-    n, _, _ = layer_norm(h, mask, col, layer, parameters[6], parameters[7], eps, D)
-    m = channel_mlp(n.to(x.dtype), layer, parameters, D, CHANNEL_HIDDEN, CHANNEL_CHUNK, PRECISION)
+    v = plus_short(h, u, short, MIXED)
+    h = h.to(u.dtype)  # what is held while the channel MLP runs
+    n, _, _ = layer_norm(v, mask, col, layer, parameters[6], parameters[7], eps, D)
+    m = channel_mlp(n.to(u.dtype), layer, parameters, D, CHANNEL_HIDDEN, CHANNEL_CHUNK, PRECISION)
+    m = plus_short(m, h, short, MIXED)
     if CLOSING:
         weight = read_matrix(parameters[12], layer, col, col, D, D)
-        z = tl.dot(m.to(x.dtype), weight.T, input_precision=PRECISION)
+        z = tl.dot(m.to(u.dtype), weight.T, input_precision=PRECISION)
         z += read_vector(parameters[13], layer, col, D)[None, :]
-        z = activated(z + x.to(tl.float32), "relu", x.dtype)
+        z = activated(z + u.to(tl.float32), "relu", u.dtype)
         z = tl.where(mask, z, 0.0)
         m, _, _ = layer_norm(z, mask, col, layer, parameters[14], parameters[15], eps, D)
-    return tl.where(mask, m, 0.0).to(x.dtype)
+    return tl.where(mask, m, 0.0).to(u.dtype)
 
 
 def all_packed(parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:

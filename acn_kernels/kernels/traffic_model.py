@@ -124,7 +124,7 @@ MOVEMENTS: dict[str, Movement] = {
             "out_ptr", "kept_ptr if KEEP",
             *(f"{name} if NORM and KEEP" for name in ("y_ptr", "mean_ptr", "rstd_ptr")),
         ),
-        shared=("parameters", "scale_ptr", *_AFFINE),
+        shared=("parameters", "alpha_ptr", "scale_ptr", *_AFFINE),
     ),
     "mixer_exit_kernel": Movement(
         reads=("x_ptr",),
@@ -137,29 +137,40 @@ MOVEMENTS: dict[str, Movement] = {
         samples="samples",
     ),
     # One layer a launch. What the layer before and the one after hand on moves in ``carry``.
+    # With MIXED it is the last layer alone that reads g, and it reads nothing else of the kind.
     "closing_backward_kernel": Movement(
-        reads=("g_ptr", "out_ptr if HAS_SCALES"),
+        reads=("g_ptr if not MIXED", "out_ptr if HAS_SCALES"),
         writes=(),
         rereads=("u_ptr",),
         layer_writes=("m_ptr", "dz_ptr", "dm_ptr"),
-        at_most_once=("carry_ptr", "share_ptr", "dscale_ptr"),
-        shared=("parameters", "scale_ptr"),
+        at_most_once=("carry_ptr", "share_ptr", "dscale_ptr", "g_ptr if MIXED"),
+        shared=("parameters", "alpha_ptr", "scale_ptr"),
     ),
     "channel_backward_kernel": Movement(
-        reads=("u_ptr", "g_ptr if not CLOSING", "out_ptr if HAS_SCALES and not CLOSING"),
-        writes=(),
+        reads=(
+            "u_ptr", "g_ptr if not CLOSING and not MIXED",
+            "out_ptr if HAS_SCALES and not CLOSING",
+        ),
+        writes=("around_ptr if MIXED",),
         layer_reads=("dm_ptr if CLOSING",),
         layer_writes=("n_ptr", "hidden_ptr", "dhidden_ptr", "dm_ptr if not CLOSING", "dh_ptr"),
-        at_most_once=("carry_ptr if not CLOSING", "share_ptr", "dscale_ptr if not CLOSING"),
-        shared=("parameters", "scale_ptr"),
+        at_most_once=(
+            "carry_ptr if not CLOSING", "share_ptr", "dscale_ptr if not CLOSING",
+            "g_ptr if not CLOSING and MIXED",
+        ),
+        shared=("parameters", "alpha_ptr", "scale_ptr"),
     ),
     "token_backward_kernel": Movement(
-        reads=("u_ptr", "g_ptr if INCLUDE_INPUT and not layer"),
-        writes=("carry_ptr if layer", "dx_ptr if not layer"),
+        reads=(
+            "u_ptr", "g_ptr if INCLUDE_INPUT and not layer and not MIXED", "around_ptr if MIXED",
+        ),
+        writes=("carry_ptr if layer", "dx_ptr if not layer", "next_through_y_ptr if MIXED"),
         layer_reads=("dh_ptr", "dz_ptr if CLOSING"),
         layer_writes=("n_ptr", "hidden_ptr", "dhidden_ptr"),
-        at_most_once=("share_ptr", "dscale_ptr"),
-        shared=("parameters", "scale_ptr"),
+        at_most_once=(
+            "share_ptr", "dscale_ptr", "g_ptr if MIXED", "through_y_ptr if MIXED",
+        ),
+        shared=("parameters", "alpha_ptr", "scale_ptr"),
     ),
     "exit_head_kernel": Movement(
         reads=("x_ptr", "y_ptr"),

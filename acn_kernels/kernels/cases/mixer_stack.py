@@ -86,10 +86,16 @@ def _calls(sizes: Sizes, form: Form) -> dict[str, tuple]:
         for shape in (matrices if form.closing else matrices[:12])
     ]
     x, scales = empty(_SAMPLES, tokens, width), empty(depth + 1, dtype=torch.float32)
+    alpha = empty(depth, dtype=torch.float32)
     g, kept = torch.empty_like(x), empty(depth, *x.shape)
     norm = (empty(width), empty(width), 1e-5, 1e-5, "layer", True)
     return {
-        "mixer_stack[inference, ": (mixer_stack, x, parameters, None, *norm, False, form.dtype),
+        "mixer_stack[inference, ": (
+            *(mixer_stack, x, parameters, None, None, *norm, False, form.dtype),
+        ),
+        "mixer_stack[inference, mixed, ": (
+            *(mixer_stack, x, parameters, alpha, None, *norm, False, form.dtype),
+        ),
         **{
             f"mixer_exit[{label}": (
                 *(mixer_exit, x, parameters, None, empty(width), empty(width)),
@@ -99,9 +105,15 @@ def _calls(sizes: Sizes, form: Form) -> dict[str, tuple]:
             for label, classes in _CLASSES.items()
         },
         "mixer_stack[training, scales, ": (
-            *(mixer_stack, x, parameters, scales, *norm, True, form.dtype),
+            *(mixer_stack, x, parameters, None, scales, *norm, True, form.dtype),
+        ),
+        "mixer_stack[training, mixed, ": (
+            *(mixer_stack, x, parameters, alpha, None, *norm, True, form.dtype),
         ),
         "mixer_stack_backward[": (
-            *(mixer_stack_backward, g, x, kept, parameters, scales, 1e-5, True),
+            *(mixer_stack_backward, g, x, kept, parameters, None, scales, 1e-5, True),
+        ),
+        "mixer_stack_backward[mixed, ": (
+            *(mixer_stack_backward, g, x, kept[1:], parameters, alpha, None, 1e-5, True),
         ),
     }
