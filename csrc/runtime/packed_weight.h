@@ -27,7 +27,8 @@ class PackedWeight {
 
   // Made at the first call, and anew where the weight has changed: where its version has, or one of
   // a few values, and after weights_changed(). What is written past the version, through `.data`,
-  // and leaves those values as they are is not seen. Throws c10::Error where the weight has another shape than at first.
+  // and leaves those values as they are is not seen. Throws c10::Error where the weight has another
+  // shape than at first.
   std::shared_ptr<const Panels> panels() const;
 
  private:
