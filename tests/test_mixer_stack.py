@@ -405,6 +405,20 @@ def test_alpha_on_the_device_is_read_there():
             assert stack(x).equal(y)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("alpha", [0.5, [0.2, 0.7]], ids=str)
+def test_a_cuda_graph_takes_alpha_from_the_host(alpha):
+    stack = FusedACNStack(mixer(2, **SMALL), alpha=alpha, backend="triton").requires_grad_(False)
+    x = torch.randn(2, 4, 16, device=DEVICE)
+    expected = stack(x)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = stack(x)
+    y.fill_(torch.nan)
+    graph.replay()
+    assert y.equal(expected)
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [

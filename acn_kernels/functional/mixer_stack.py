@@ -175,13 +175,15 @@ def alpha_by_layer(
     alpha: float | tuple[float, ...] | Tensor, layers: int, device: torch.device
 ) -> Tensor | None:
     """[layers] fp32 on ``device``, as the operators take it; None for the number 1."""
-    if isinstance(alpha, Tensor):
-        return alpha.to(device, torch.float32).expand(layers)
-    if isinstance(alpha, tuple):
-        return torch.tensor(alpha, dtype=torch.float32, device=device)
-    if alpha == 1:
+    if isinstance(alpha, (int, float)) and alpha == 1:
         return None
-    return torch.full((layers,), alpha, dtype=torch.float32, device=device)
+    if isinstance(alpha, Tensor) and alpha.device == device:
+        return alpha.float().expand(layers)
+    # Single numbers from the host are arguments of kernels, which CUDA graphs take, too.
+    one = torch.ones((), dtype=torch.float32, device=device)
+    if isinstance(alpha, tuple) or (isinstance(alpha, Tensor) and alpha.dim()):
+        return torch.stack([one * number for number in alpha])
+    return (one * alpha).expand(layers)
 
 
 def _checked_alpha(alpha, layers: int) -> float | tuple[float, ...] | Tensor:
