@@ -176,7 +176,7 @@ throughput() {
 
 # One network at a time, as their times are compared. What is trained stays beside OUT: the networks
 # are large, and the same command goes on with them.
-readonly experiments=(cheaper fig1_2 table2 table5 table7 fig4) # the most wanted first
+readonly experiments=(cheaper fig1_2 table2 table5 table7 fig4 cheaper_vit) # the most wanted first
 paper() {
   local limit=$1 preset=brief code
   [ "$device" = cuda ] || preset=smoke

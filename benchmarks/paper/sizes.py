@@ -29,6 +29,7 @@ _VIT = {
         "acn_vit_tiny_patch4_cifar",
         {"patch_size": 8, "width": 64, "depth": 8, "heads": 4, "mlp_width": 256},
     ),
+    "brief": ("acn_vit_tiny_patch4_cifar", {}),
     "paper": ("acn_vit_tiny_patch4_cifar", {}),
 }
 _WORDS = {"smoke": 18, "small": 4000, "paper": 12_000}

@@ -34,6 +34,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         table5.EXPERIMENT,
         table7.EXPERIMENT,
         cheaper.EXPERIMENT,
+        cheaper.VIT_EXPERIMENT,
         pretrained.TEXT_EXPERIMENT,
         pretrained.IMAGE_EXPERIMENT,
     )
