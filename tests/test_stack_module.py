@@ -283,9 +283,14 @@ def test_training_mode_reaches_layers_and_norm():
     assert not any(module.training for module in stack.modules())
 
 
-def test_repr_shows_layers_and_norm():
-    shown = repr(make_stack())
-    assert "FusedACNStack" in shown and "Shift" in shown and "(norm): LayerNorm" in shown
+@pytest.mark.parametrize("layers", [0, 1, 3])
+def test_repr_shows_layers_and_norm(layers):
+    stack = FusedACNStack([nn.Linear(7, 7) for _ in range(layers)], nn.LayerNorm(7))
+    linear = nn.Linear(7, 7)
+    shown = {0: "", 1: f"  (0): {linear}\n", 3: f"  (0-2): 3 x {linear}\n"}[layers]
+    assert repr(stack) == f"FusedACNStack(\n{shown}  (norm): {nn.LayerNorm(7)}\n)"
+    stack.norm = None
+    assert repr(stack) == repr(nn.ModuleList(stack)).replace("ModuleList", "FusedACNStack")
 
 
 @pytest.mark.parametrize("backend", [NATIVE])
