@@ -47,6 +47,12 @@ def through(i, layer, x, connection, args, kwargs):
         before = changes_in_place(x)
         out = layer(x, *args, connection=connection, **kwargs)
         check_layer_input(i, layer, x, before)
+        if connection.sums and connection.scales:
+            raise RuntimeError(
+                f"layers[{i}] ({type(layer).__name__}) lists entry_norms and left "
+                f"{len(connection.scales)} of its terms out of the long sum; it takes a call of "
+                "connection.enter for each"
+            )
     else:
         u = connection.enter(x, None)
         if not are_counted(u) and not _is_last_reader(i, connection):

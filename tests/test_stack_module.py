@@ -233,6 +233,24 @@ def test_one_connection_for_two_blocks_is_refused(alpha):
         stack(x_like())
 
 
+@pytest.mark.parametrize("gradients", [True, False], ids=["training", "inference"])
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+def test_a_layer_enters_once_for_every_term(alpha, gradients):
+    def forgets(blocks, x, connection):
+        return blocks[0](x)
+
+    def repeats(blocks, x, connection):
+        return blocks[0].body(connection.enter(blocks[0](x, connection=connection), None))
+
+    for call, message in (
+        (forgets, r"layers\[1\] \(Wrapped\) lists entry_norms and left 1 of its terms out"),
+        (repeats, "entered its connection too often"),
+    ):
+        stack = FusedACNStack([Shift(7), Wrapped(call)], alpha=alpha)
+        with torch.set_grad_enabled(gradients), pytest.raises(RuntimeError, match=message):
+            stack(x_like())
+
+
 def test_hooks_on_norms_are_honoured():
     """A norm with a hook is called as a module; a hook that changes its output changes y."""
     stack, x = make_stack().double(), x_like().double()
