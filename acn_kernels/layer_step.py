@@ -62,7 +62,7 @@ def through(i, layer, x, connection, args, kwargs):
         check_layer_input(i, layer, u, before)
     shape = x.shape
     if rows is not None and connection.wiring.rows is None:
-        shape = (*shape[:-2], len(rows.index), shape[-1])
+        shape = rows.shape_of(shape)
     check_layer_output(i, layer, x, out, shape)
     return connection.leave(out) if connection.wiring.splits else out
 
