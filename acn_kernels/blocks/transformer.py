@@ -53,10 +53,11 @@ class Attention(nn.Module):
     ) -> Tensor:
         """With ``rows``, only these tokens ask: [B, R, D] of the R queries over all keys.
 
-        ``past_key_values`` adds the keys of earlier tokens, and keeps those of x.
+        ``past_key_values`` adds the keys of earlier tokens, and keeps those of x. PyTorch counts
+        ``is_causal`` from the first key: behind earlier tokens it takes an ``attn_mask`` instead.
 
         Raises:
-            ValueError: is_causal is True beside an attn_mask, or behind earlier tokens.
+            ValueError: is_causal is True beside an attn_mask.
         """
         if is_causal and attn_mask is not None:
             raise ValueError("is_causal is True beside an attn_mask; attention takes one of them")
@@ -68,11 +69,6 @@ class Attention(nn.Module):
             is_causal = False
         if past_key_values is not None:
             k, v = past_key_values.update(k, v, self.layer_idx)
-            if is_causal and k.shape[-2] != x.shape[-2]:
-                raise ValueError(
-                    f"is_causal is True, for {x.shape[-2]} tokens and the keys of {k.shape[-2]}; "
-                    "attention behind earlier tokens takes an attn_mask"
-                )
         dropout = self.dropout if self.training else 0.0
         out = F.scaled_dot_product_attention(q, k, v, attn_mask, dropout, is_causal)
         return self.proj(out.transpose(1, 2).flatten(2))
