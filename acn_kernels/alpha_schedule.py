@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import NamedTuple
 
 from acn_kernels.validation import check_alpha
@@ -20,6 +21,8 @@ class AlphaSchedule(NamedTuple):
     @classmethod
     def checked(cls, start: float, end: float, fraction: float) -> AlphaSchedule:
         """Raises TypeError or ValueError where one of them is no number from 0 to 1."""
+        if isinstance(fraction, bool) or not isinstance(fraction, numbers.Real):
+            raise TypeError(f"the fraction of the schedule is {fraction!r}; it takes 0 to 1")
         if not 0 <= fraction <= 1:
             raise ValueError(f"the fraction of the schedule is {fraction}; it takes 0 to 1")
         return cls(check_alpha(start), check_alpha(end), float(fraction))

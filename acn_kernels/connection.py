@@ -78,6 +78,8 @@ class Wiring(NamedTuple):
 class Connection:
     """A layer on its own: its input goes nowhere else. Base of the wirings below."""
 
+    sums = False  # whether what enters is a term of the long sum
+
     def __init__(
         self,
         wiring: Wiring | None = None,
@@ -186,6 +188,15 @@ class Connection:
         wide = around.to(sum_dtype(around.dtype))
         return out + ((1 - self._scale) * wide).to(around.dtype)
 
+    def _next_scale(self) -> Scale:
+        """That of the term that enters now."""
+        if not self.scales:
+            raise RuntimeError(
+                "a layer entered its connection too often; it has one term in the long sum, or "
+                "under granularity 'sublayer' one for each of its entry_norms"
+            )
+        return self.scales.pop(0)
+
     def _split(self, x: Tensor, scale: Scale) -> Tensor:
         """The term x, with what goes around the sublayer it comes from; the rest of it goes around
         the next one."""
@@ -217,6 +228,8 @@ class Connection:
 class LongConnection(Connection):
     """alpha = 1 with gradients: each x forks to the next layer and to a term of the sum."""
 
+    sums = True
+
     def __init__(
         self, wiring: Wiring, scales: Sequence[Scale], y: None = None, closing: bool = False
     ) -> None:
@@ -228,7 +241,7 @@ class LongConnection(Connection):
         return self.terms
 
     def enter(self, x: Tensor, norm: nn.Module | None) -> Tensor:
-        self.u, scale, spec = x, self.scales.pop(0), NormSpec.of(norm)
+        self.u, scale, spec = x, self._next_scale(), NormSpec.of(norm)
         if self.wiring.splits:
             x = self._split(x, scale)
         if isinstance(scale, str):  # OMITTED
@@ -244,8 +257,10 @@ class LongConnection(Connection):
 class RunningSum(Connection):
     """alpha = 1 without gradients: the sum runs along, updated in place."""
 
+    sums = True
+
     def enter(self, x: Tensor, norm: nn.Module | None) -> Tensor:
-        self.u, scale, spec = x, self.scales.pop(0), NormSpec.of(norm)
+        self.u, scale, spec = x, self._next_scale(), NormSpec.of(norm)
         wiring = self.wiring
         if wiring.splits:
             x = self._split(x, scale)
@@ -264,8 +279,10 @@ class RunningSum(Connection):
 class MixedStream(Connection):
     """Any alpha, with or without gradients: ``u = alpha x + (1-alpha) y``, y kept functional."""
 
+    sums = True
+
     def enter(self, x: Tensor, norm: nn.Module | None) -> Tensor:
-        scale = self.scales.pop(0)
+        scale = self._next_scale()
         if self.wiring.splits:
             x = self._split(x, scale)
         term = x if not self.wiring.is_acn else self.wiring.selected(x)

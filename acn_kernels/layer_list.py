@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Iterator
 
 from torch import nn
@@ -32,13 +33,24 @@ class LayerList(nn.ModuleList):
     def _numbered(self) -> list[nn.Module]:
         return [module for name, module in self._modules.items() if name.isdigit()]
 
+    def _others(self) -> dict[str, nn.Module | None]:
+        return {name: module for name, module in self._modules.items() if not name.isdigit()}
+
     def _renumber(self, layers: list[nn.Module]) -> None:
         for i, layer in enumerate(layers):
             self._check_layer(i, layer)
-        others = {name: module for name, module in self._modules.items() if not name.isdigit()}
+        others = self._others()
         self._modules.clear()
         self._modules.update({str(i): layer for i, layer in enumerate(layers)})
         self._modules.update(others)
+
+    def __repr__(self) -> str:
+        layers = super().__repr__()  # an nn.ModuleList shows no other children
+        others = [f"\n({name}): {m!r}" for name, m in self._others().items() if m is not None]
+        if not others:
+            return layers
+        shown = layers.rpartition(")")[0].rstrip()
+        return shown + textwrap.indent("".join(others), "  ") + "\n)"
 
     def __len__(self) -> int:
         return len(self._numbered())

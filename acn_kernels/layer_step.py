@@ -47,6 +47,12 @@ def through(i, layer, x, connection, args, kwargs):
         before = changes_in_place(x)
         out = layer(x, *args, connection=connection, **kwargs)
         check_layer_input(i, layer, x, before)
+        if connection.sums and connection.scales:
+            raise RuntimeError(
+                f"layers[{i}] ({type(layer).__name__}) lists entry_norms and left "
+                f"{len(connection.scales)} of its terms out of the long sum; it takes a call of "
+                "connection.enter for each"
+            )
     else:
         u = connection.enter(x, None)
         if not are_counted(u) and not _is_last_reader(i, connection):
@@ -56,7 +62,7 @@ def through(i, layer, x, connection, args, kwargs):
         check_layer_input(i, layer, u, before)
     shape = x.shape
     if rows is not None and connection.wiring.rows is None:
-        shape = (*shape[:-2], len(rows.index), shape[-1])
+        shape = rows.shape_of(shape)
     check_layer_output(i, layer, x, out, shape)
     return connection.leave(out) if connection.wiring.splits else out
 

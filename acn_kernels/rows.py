@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,11 @@ class RowSelection(NamedTuple):
 
     index: Tensor
     row_map: Tensor
+
+    def shape_of(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """That of the chosen rows of a tensor of ``shape``, [..., R, D]."""
+        # A tracer takes the len() of a tensor for a number that never changes.
+        return *shape[:-2], self.index.shape[0], shape[-1]
 
 
 class Rows:
@@ -77,6 +83,8 @@ class Rows:
 
         Kept from call to call: building it anew copies from the host, which a CUDA graph refuses.
         """
+        if torch.compiler.is_compiling() and isinstance(self.where, slice):
+            return self._traced(length, device)
         if not calls_are_plain():
             return self._build(length, device)
         found = self._resolved.get((length, device))
@@ -87,10 +95,23 @@ class Rows:
                 found = self._resolved[length, device] = self._build(length, device)
         return found
 
+    def _traced(self, length: int, device: torch.device) -> RowSelection:
+        """As :meth:`_build`, by operations that are the same for every length."""
+        index = torch.arange(length, device=device)[self.where]
+        chosen = index.shape[0]
+        self._check_some(chosen, length)
+        places = torch.arange(chosen, device=device, dtype=torch.int32)
+        row_map = torch.full((length,), -1, device=device, dtype=torch.int32)
+        return RowSelection(index, row_map.index_copy(0, index, places))
+
+    @staticmethod
+    def _check_some(chosen: int, length: int) -> None:
+        if chosen == 0:
+            raise ValueError(f"rows selects none of the {length} tokens")
+
     def _build(self, length: int, device: torch.device) -> RowSelection:
         positions = self.positions(length)
-        if not positions:
-            raise ValueError(f"rows selects none of the {length} tokens")
+        self._check_some(len(positions), length)
         places = {token: place for place, token in enumerate(positions)}
         row_map = [places.get(token, -1) for token in range(length)]
         return RowSelection(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import MethodType
 
 from torch import Tensor, distributed, nn
 
@@ -51,9 +52,14 @@ def _whole(tensor: Tensor) -> Tensor:
 def shallow_copy(module: nn.Module) -> nn.Module:
     """A module with the same parameters, hooks and children, in a dictionary of its own for these.
 
-    copy.copy would call the constructor of a module that FSDP took over.
+    copy.copy would call the constructor of a module that FSDP took over. A ``forward`` in the place
+    of the class's, as accelerate leaves one behind, would go on calling ``module``: it is bound to
+    the copy where it is a method, and left out where it is not.
     """
     twin = object.__new__(type(module))
     twin.__dict__.update(module.__dict__)
     twin._modules = dict(module._modules)
+    forward = twin.__dict__.pop("forward", None)
+    if getattr(forward, "__self__", None) is module:
+        twin.forward = MethodType(forward.__func__, twin)
     return twin

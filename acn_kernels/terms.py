@@ -41,7 +41,7 @@ def observed(stack: FusedACNStack) -> Iterator[Observed]:
 
     They compute the same values as ever, layer by layer, and keep every activation.
     """
-    record, checkpoint = Observed(), stack.checkpoint
+    record, checkpoint, replaced = Observed(), stack.checkpoint, vars(stack).get("forward")
 
     def forward(x: Tensor, *args, depth: int | None = None, **kwargs) -> Tensor:
         record.outputs.clear()
@@ -61,6 +61,8 @@ def observed(stack: FusedACNStack) -> Iterator[Observed]:
     finally:
         stack.checkpoint = checkpoint
         del stack.forward
+        if replaced is not None:  # one in the place of the class's, as accelerate puts it there
+            stack.forward = replaced
 
 
 def _noting(base: type[Connection], record: Observed, i: int, scales: list) -> type[Connection]:

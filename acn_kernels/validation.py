@@ -138,7 +138,7 @@ def check_stack_input(x: Tensor, rows: object, parameter: Tensor | None) -> None
 
 def check_stack_sum(x: Tensor, y: Tensor, rows: RowSelection | None) -> None:
     """Raises where y is not the sum of terms like x, those ``rows`` of them."""
-    shape = x.shape if rows is None else (*x.shape[:-2], len(rows.index), x.shape[-1])
+    shape = x.shape if rows is None else rows.shape_of(x.shape)
     if not isinstance(y, Tensor):
         raise TypeError(f"y is a {type(y).__name__}; it takes None or the sum, a tensor")
     if y.shape != shape or y.dtype != sum_dtype(x.dtype):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from acn_kernels import analysis
+from acn_kernels import FusedACNStack, analysis
 from acn_kernels.analysis import Curves, Grid
 from acn_kernels.models import create
 
@@ -201,6 +201,15 @@ def test_flops_of_a_vit_by_hand(pool):
         flops = [flops[0], *(stem + head + (k - 1) * layer + last for k in range(1, 4))]
     found = analysis.costs(network, torch.zeros(1, 1, 8, 8), [0, 1, 2, 3])
     assert found.flops.tolist() == flops
+
+
+@pytest.mark.parametrize("include_input", [True, False])
+def test_costs_of_a_stack_of_its_own(include_input):
+    stack = FusedACNStack([nn.Linear(4, 4) for _ in range(2)], include_input=include_input)
+    found = analysis.costs(stack, torch.zeros(1, 4))
+    assert list(found.depths) == [0, 1, 2][not include_input :]
+    assert found.parameters.tolist() == [20 * k for k in found.depths]
+    assert found.flops.tolist() == [32 * k for k in found.depths]
 
 
 def test_costs_refuse():

@@ -176,6 +176,17 @@ def test_history_is_the_mean_of_the_norms_that_steps_leave():
     assert_close(history.grid().values, truth, roundings=10)
 
 
+def test_a_norm_in_half_precision_may_be_beyond_its_range():
+    stack = acn.FusedACNStack([nn.Linear(300, 300)]).half()
+    for parameter in stack.parameters():
+        parameter.grad = torch.full_like(parameter, 1000.0)
+    history = GradientHistory(stack)
+    history.note()
+    history.next_column()
+    truth = torch.tensor([[1000 * math.sqrt(300 * 301)]], dtype=torch.float64)
+    assert_close(history.grid().values, truth)
+
+
 @pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
 def test_post_norm_blocks(alpha):
     """alpha = 0 has no long connection below the last layer."""

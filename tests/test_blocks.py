@@ -10,7 +10,14 @@ from tolerances import assert_close
 from torch import nn
 
 from acn_kernels import FusedACNStack
-from acn_kernels.blocks import Attention, FeedForwardStack, MixerBlock, Mlp, TransformerBlock
+from acn_kernels.blocks import (
+    Attention,
+    FeedForwardStack,
+    MixerBlock,
+    Mlp,
+    PostNormBlock,
+    TransformerBlock,
+)
 from acn_kernels.rows import Rows
 
 BLOCKS = {
@@ -44,6 +51,28 @@ def test_attention_masks():
     for selection in (None, rows):
         with pytest.raises(ValueError, match="is_causal is True beside an attn_mask"):
             module(x, mask, is_causal=True, rows=selection)
+
+
+class Cache:
+    """A key-value cache of one layer."""
+
+    keys = values = None
+
+    def update(self, keys, values, layer_idx):
+        if self.keys is not None:
+            keys, values = (
+                torch.cat(pair, 2) for pair in ((self.keys, keys), (self.values, values))
+            )
+        self.keys, self.values = keys, values
+        return keys, values
+
+
+def test_attention_behind_earlier_tokens():
+    x, module, cache = torch.randn(2, 5, 8).double(), scrambled(Attention(8, 2)), Cache()
+    whole = module(x, is_causal=True)
+    assert_close(module(x[:, :3], is_causal=True, past_key_values=cache), whole[:, :3])
+    mask = torch.ones(5, 5, dtype=torch.bool).tril()[3:]
+    assert_close(module(x[:, 3:], mask, past_key_values=cache), whole[:, 3:])
 
 
 @pytest.mark.parametrize("kind", BLOCKS)
@@ -128,8 +157,10 @@ def test_names_are_those_of_timm():
 
 
 def test_widths():
-    block = TransformerBlock(8, 2)
-    assert block.mlp.fc1.out_features == 32
+    for kind in (TransformerBlock, PostNormBlock):
+        assert kind(8, 2).mlp.fc1.out_features == 32
+        with pytest.raises(ValueError, match="hidden is 0"):
+            kind(8, 2, 0)
     block = MixerBlock(5, 8, 6, 16)
     assert block.token_mlp.fc1.weight.shape == (6, 5)
     assert block.channel_mlp.fc1.weight.shape == (16, 8)

@@ -186,11 +186,26 @@ def test_layers_compiled_one_by_one_share_their_graphs(options, gradients):
     assert counters["stats"]["unique_graphs"] <= 3 and not counters["graph_break"]
 
 
-def test_rows_of_another_length():
-    stack = make_stack(rows="last").double()
+@pytest.mark.parametrize("rows", ["first", "last", slice(1, 3)], ids=str)
+def test_sequences_of_any_length_share_a_graph(rows):
+    stack = make_stack(rows=rows).double()
     compiled = torch.compile(stack, backend="aot_eager", fullgraph=True)
-    for tokens in (3, 5, 6):
-        x = torch.randn(2, tokens, 8).double()
+    example = torch.randn(2, 4, 8).double()
+    tokens = torch.export.Dim("tokens", min=3)
+    exported = torch.export.export(stack, (example,), dynamic_shapes=({1: tokens},)).module()
+    counters.clear()
+    for length in (3, 5, 6, 7):
+        x = torch.randn(2, length, 8).double()
+        assert_close(compiled(x), stack(x))
+        assert_close(exported(x), stack(x))
+    assert counters["stats"]["unique_graphs"] == 2  # for the first length, and for any
+
+
+def test_tokens_by_index_of_another_length():
+    stack = make_stack(rows=[-1, 0]).double()
+    compiled = torch.compile(stack, backend="aot_eager", fullgraph=True)
+    for length in (3, 5, 6):
+        x = torch.randn(2, length, 8).double()
         assert_close(compiled(x), stack(x))
 
 

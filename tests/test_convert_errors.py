@@ -228,6 +228,7 @@ def test_bad_registrations(registered):
         (3, TypeError, "schedule is 3"),
         ((0.0, 2.0, 0.5), ValueError, "alpha is 2.0"),
         ((0.0, 1.0, 1.5), ValueError, "fraction of the schedule is 1.5"),
+        ((0.0, 1.0, "0.5"), TypeError, "fraction of the schedule is '0.5'"),
         (lambda progress: 2.0, ValueError, "alpha is 2.0"),
     ],
 )

@@ -270,16 +270,22 @@ def test_one_encoder_behind_another():
     assert_close(twin(twin(inputs["src"])), truth)
 
 
+class Subclass(nn.TransformerEncoder):
+    """With the same forward."""
+
+
+@pytest.mark.parametrize("cls", [nn.TransformerEncoder, Subclass])
 @pytest.mark.parametrize("name", ["torch-post-norm-padded", "torch-pre-norm-padded"])
-def test_padded_inference_of_torchs_encoder(name):
+def test_padded_inference_of_torchs_encoder(name, cls):
     """At alpha = 0 torch may take its nested path; above 0, where there is none, it must not."""
     case, model, inputs = build(name, torch.float32)
-    model.eval()
+    model.eval().__class__ = cls
     twin = acn.convert(model, 0.0)
     with torch.no_grad():
         assert torch.equal(twin(**inputs), model(**inputs))
-        acn.convert(twin, 1.0, inplace=True)
-        assert_close(twin(**inputs), loop(case, model, inputs, 1.0, "block"), roundings=4)
+        for alpha in (0.37, 1.0):
+            acn.convert(twin, alpha, inplace=True)
+            assert_close(twin(**inputs), loop(case, model, inputs, alpha, "block"), roundings=4)
         acn.convert(twin, 0.0, inplace=True)
         assert torch.equal(twin(**inputs), model(**inputs))
 

@@ -101,3 +101,19 @@ def test_list_methods_keep_each_layer_with_its_mixer(kind):
     assert torch.equal(stack(x), truth) and len(stack.mixers) == 2
     stack[0] = nn.Identity()
     assert len(stack.mixers) == 2 and not torch.equal(stack(x), truth)
+
+
+@pytest.mark.parametrize("wiring", ["densenet", "denseformer"])
+def test_checkpointing_recomputes_the_layers(wiring):
+    network, images = create("acn_mixer_digits", depth=3, wiring=wiring), torch.randn(2, 1, 8, 8)
+    nn.init.normal_(network.head.weight)
+    truth = torch.autograd.grad(network(images).square().sum(), [*network.parameters()])
+    network.set_grad_checkpointing()
+    calls = []
+    network.blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    for again in (network, network.truncate(3)):
+        calls.clear()
+        got = torch.autograd.grad(again(images).square().sum(), [*again.parameters()])
+        assert len(calls) == 2  # once more in the backward pass
+        for one, expected in zip(got, truth, strict=True):
+            assert_close(one, expected)

@@ -233,6 +233,24 @@ def test_one_connection_for_two_blocks_is_refused(alpha):
         stack(x_like())
 
 
+@pytest.mark.parametrize("gradients", [True, False], ids=["training", "inference"])
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+def test_a_layer_enters_once_for_every_term(alpha, gradients):
+    def forgets(blocks, x, connection):
+        return blocks[0](x)
+
+    def repeats(blocks, x, connection):
+        return blocks[0].body(connection.enter(blocks[0](x, connection=connection), None))
+
+    for call, message in (
+        (forgets, r"layers\[1\] \(Wrapped\) lists entry_norms and left 1 of its terms out"),
+        (repeats, "entered its connection too often"),
+    ):
+        stack = FusedACNStack([Shift(7), Wrapped(call)], alpha=alpha)
+        with torch.set_grad_enabled(gradients), pytest.raises(RuntimeError, match=message):
+            stack(x_like())
+
+
 def test_hooks_on_norms_are_honoured():
     """A norm with a hook is called as a module; a hook that changes its output changes y."""
     stack, x = make_stack().double(), x_like().double()
@@ -283,9 +301,14 @@ def test_training_mode_reaches_layers_and_norm():
     assert not any(module.training for module in stack.modules())
 
 
-def test_repr_shows_layers_and_norm():
-    shown = repr(make_stack())
-    assert "FusedACNStack" in shown and "Shift" in shown and "(norm): LayerNorm" in shown
+@pytest.mark.parametrize("layers", [0, 1, 3])
+def test_repr_shows_layers_and_norm(layers):
+    stack = FusedACNStack([nn.Linear(7, 7) for _ in range(layers)], nn.LayerNorm(7))
+    linear = nn.Linear(7, 7)
+    shown = {0: "", 1: f"  (0): {linear}\n", 3: f"  (0-2): 3 x {linear}\n"}[layers]
+    assert repr(stack) == f"FusedACNStack(\n{shown}  (norm): {nn.LayerNorm(7)}\n)"
+    stack.norm = None
+    assert repr(stack) == repr(nn.ModuleList(stack)).replace("ModuleList", "FusedACNStack")
 
 
 @pytest.mark.parametrize("backend", [NATIVE])

@@ -52,7 +52,7 @@ class Costs:
 
 
 def costs(model: nn.Module, inputs: Tensor, depths: Sequence[int] | None = None) -> Costs:
-    """What ``model``, cut to each of ``depths`` (None: 0 .. L of its FusedACNStack), costs.
+    """What ``model``, cut to each of ``depths`` (None: every one of its FusedACNStack), costs.
 
     Nothing is computed: the passes run on tensors without data.
 
@@ -69,8 +69,8 @@ def costs(model: nn.Module, inputs: Tensor, depths: Sequence[int] | None = None)
     if len(inputs) != 1:
         raise ValueError(f"inputs holds {len(inputs)} samples; it takes one")
     if depths is None:
-        stacks = [m for m in model.modules() if isinstance(m, FusedACNStack)]
-        depths = range(len(stacks[0]) + 1 if stacks else 1)
+        stack = next((m for m in model.modules() if isinstance(m, FusedACNStack)), None)
+        depths = range(1) if stack is None else range(not stack.include_input, len(stack) + 1)
     cut = [model.truncate(k) for k in depths]
     return Costs(
         depths,

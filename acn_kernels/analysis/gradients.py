@@ -177,7 +177,7 @@ class GradientHistory:
         for i, layer in enumerate(self._layers):
             grads = [p.grad for p in layer if p.grad is not None]
             if grads:
-                norms[i] = torch.stack(torch._foreach_norm(grads)).double().norm()
+                norms[i] = torch.stack(torch._foreach_norm(grads, dtype=torch.float64)).norm()
         self._sum += torch.stack(norms)
         self._noted += 1
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from acn_kernels.connection import Connection, Wiring
-from acn_kernels.layer_step import through
+from acn_kernels.layer_step import step_of
 from acn_kernels.stack import FusedACNStack
 from acn_kernels.validation import check_depth
 
@@ -61,7 +61,8 @@ class HistoryStack(FusedACNStack):
 
     def _entered(self, i: int, u: Tensor, wiring: Wiring, args, kwargs) -> Tensor:
         """x_{i+1} = f_{i+1}(u)."""
-        return through(i, self[i], u, Connection(wiring._replace(rows=None)), args, kwargs)
+        step, wiring = step_of(self.checkpoint), wiring._replace(rows=None)
+        return step(u, None, Connection, i, self[i], wiring, (), args, kwargs, False)[0]
 
     def advance(self, *args, **kwargs):
         raise TypeError(f"a {type(self).__name__} reads all outputs; it has no state (x, y)")
@@ -92,6 +93,7 @@ class HistoryStack(FusedACNStack):
             short, list(self)[: len(kept)], self.norm, self.mixers[: len(kept)],
             rows=self.rows, backend=self.backend,
         )  # fmt: skip
+        short.checkpoint = self.checkpoint
         short.training = short.mixers.training = self.training
         return short
 

@@ -17,7 +17,8 @@ class PostNormBlock(nn.Module):
     in a plain FusedACNStack.
 
     Args:
-        width: D. heads: attention heads, a divisor of it. mlp_width: hidden width of the MLP.
+        width: D. heads: attention heads, a divisor of it. mlp_width: hidden width of the MLP,
+        default 4 D.
         norm: class of the two norms, called with D.
         dropout: after attention and MLP. attention_dropout: of the attention weights.
     """
@@ -37,7 +38,7 @@ class PostNormBlock(nn.Module):
         super().__init__()
         self.attn = Attention(width, heads, attention_dropout)
         self.norm1 = norm(width)
-        self.mlp = Mlp(width, mlp_width or 4 * width)
+        self.mlp = Mlp(width, 4 * width if mlp_width is None else mlp_width)
         self.norm2 = norm(width)
         self.dropout = nn.Dropout(dropout)
 

@@ -53,7 +53,8 @@ class Attention(nn.Module):
     ) -> Tensor:
         """With ``rows``, only these tokens ask: [B, R, D] of the R queries over all keys.
 
-        ``past_key_values`` adds the keys of earlier tokens, and keeps those of x.
+        ``past_key_values`` adds the keys of earlier tokens, and keeps those of x. PyTorch counts
+        ``is_causal`` from the first key: behind earlier tokens it takes an ``attn_mask`` instead.
 
         Raises:
             ValueError: is_causal is True beside an attn_mask.

@@ -75,8 +75,8 @@ def convert(
         if _is_called_as_one(found):
             model = _replace(model, found.module, ConvertedStack(found.module, chain))
     for module in model.modules():
-        if type(module) is nn.TransformerEncoder:
-            module.__class__ = converted_class(ConvertedEncoder, nn.TransformerEncoder)
+        if isinstance(module, nn.TransformerEncoder) and not isinstance(module, ConvertedEncoder):
+            module.__class__ = converted_class(ConvertedEncoder, type(module))
     return model
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from acn_kernels.convert.block import ConvertedBlock
 from acn_kernels.convert.conversion import chains
+from acn_kernels.sharding import shallow_copy
 from acn_kernels.validation import check_depth
 
 M = TypeVar("M", bound=nn.Module)
@@ -44,8 +45,7 @@ def _with(
     what configurations have become."""
     if not path:
         return new
-    short = copy.copy(module)
-    short._modules = dict(module._modules)
+    short = shallow_copy(module)
     short._modules[path[0]] = _with(module._modules[path[0]], path[1:], new, k, configs)
     config = getattr(short, "config", None)
     if hasattr(config, "num_hidden_layers"):

@@ -61,10 +61,9 @@ def check_rows(x: Tensor, rows: RowSelection | None) -> None:
             f"rows is a {type(rows).__name__}; it takes an acn_kernels.rows.RowSelection, as "
             "Rows(...).resolve(tokens, device) makes it"
         )
-    if x.dim() < 2 or len(rows.row_map) != x.shape[-2]:
-        raise ValueError(
-            f"rows were selected of {len(rows.row_map)} tokens; x has shape {tuple(x.shape)}"
-        )
+    tokens = rows.row_map.shape[0]
+    if x.dim() < 2 or tokens != x.shape[-2]:
+        raise ValueError(f"rows were selected of {tokens} tokens; x has shape {tuple(x.shape)}")
     if rows.index.device != x.device:
         raise ValueError(f"rows are on {rows.index.device}, x on {x.device}")
 

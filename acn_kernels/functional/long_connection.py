@@ -214,7 +214,7 @@ def accumulate_norm(
         raise ValueError(f"alpha is {alpha}; it takes a number from 0 to 1")
     if rows is not None and alpha != 1:
         raise ValueError(f"rows is given with alpha {alpha}; a partial sum takes alpha 1")
-    shape = x.shape if rows is None else (*x.shape[:-2], len(rows.index), x.shape[-1])
+    shape = x.shape if rows is None else rows.shape_of(x.shape)
     first = y is None
     if first:
         y = torch.empty(shape, dtype=sum_dtype(x.dtype), device=x.device)

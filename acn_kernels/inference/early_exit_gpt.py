@@ -57,6 +57,7 @@ class EarlyExitGPT(ACNGPTForCausalLM):
         exits = check_exits(exits, len(model.blocks))
         # The model's own modules and settings: nothing is built anew.
         self.__dict__.update(model.__dict__)
+        self.__dict__.pop("forward", None)  # one in the place of the class's would be the model's
         self._modules = dict(model._modules)
         self.exits, self.threshold, self.criterion = exits, threshold, criterion
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from acn_kernels.models.base import WIRINGS, check_loaded_alike
+from acn_kernels.sharding import shallow_copy
 from acn_kernels.stack import FusedACNStack
 
 # A history of outputs goes with neither granularity, learned scales nor norms behind the blocks.
@@ -70,8 +71,7 @@ class ACNPreTrainedModel(PreTrainedModel):
         Raises:
             TypeError, ValueError: k is not an integer in [0, num_hidden_layers].
         """
-        short = copy.copy(self)
-        short._modules = dict(self._modules)
+        short = shallow_copy(self)
         if self.base_model is self:
             short.blocks = self.blocks.truncate(k)
             short.config = copy.deepcopy(self.config)
