@@ -7,6 +7,7 @@ import statistics
 from pathlib import Path
 
 import pytest
+from refusals import refusal
 from small_case import small_run
 
 from benchmarks.report import __main__ as command
@@ -104,26 +105,17 @@ def test_an_empty_folder_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["run", "nowhere"])
-def test_a_report_that_cannot_be_written_says_why_in_one_line(name, tmp_path, monkeypatch, capsys):
+def test_a_report_that_cannot_be_written_says_why_in_one_line(name, tmp_path, capsys):
     small_run(tmp_path / "run")
     (tmp_path / "run" / "cut.json").write_text("")
-    capsys.readouterr()
-    monkeypatch.setattr("sys.argv", ["report", str(tmp_path / name)])
-    assert command.main() == 2
-    printed = capsys.readouterr()
     wanted = {"run": "cut.json is no JSON: ", "nowhere": "nowhere holds no result"}
-    assert wanted[name] in printed.err and printed.err.count("\n") == 1 and not printed.out
+    assert wanted[name] in refusal(capsys, command.main, tmp_path / name)
 
 
-def test_a_readme_that_is_not_there_is_said_before_anything_is_written(
-    tmp_path, monkeypatch, capsys
-):
+def test_a_readme_that_is_not_there_is_said_before_anything_is_written(tmp_path, capsys):
     file = small_run(tmp_path)
-    capsys.readouterr()
-    monkeypatch.setattr("sys.argv", ["report", str(tmp_path), "--readme", "nofile.md"])
-    assert command.main() == 2
-    said = "benchmarks.report: --readme is 'nofile.md', which is no file\n"
-    assert capsys.readouterr() == ("", said)
+    said = refusal(capsys, command.main, tmp_path, "--readme", "nofile.md")
+    assert said == "benchmarks.report: --readme is 'nofile.md', which is no file\n"
     assert list(tmp_path.iterdir()) == [file]
 
 

@@ -57,8 +57,8 @@ def _check(arguments: argparse.Namespace) -> None:
     make_folder("--out", arguments.out)
 
 
-def main() -> int:
-    arguments = parser().parse_args()
+def main(argv: list[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
     try:
         _check(arguments)
     except ValueError as error:

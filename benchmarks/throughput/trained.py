@@ -248,8 +248,8 @@ def _loaded(arguments: argparse.Namespace) -> list[Trained]:
     return models
 
 
-def main() -> int:
-    arguments = parser().parse_args()
+def main(argv: list[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
     try:
         models = _loaded(arguments)
     except (ValueError, OSError, ModuleNotFoundError) as error:
