@@ -14,6 +14,9 @@ from refusals import refusal
 from small_case import TINY, small_case, small_run
 from torch import nn
 
+from acn_kernels.blocks import MixerBlock, TransformerBlock
+from acn_kernels.blocks.mlp import Mlp
+from acn_kernels.connection import Connection
 from acn_kernels.timing import interleaved_seconds
 from benchmarks.throughput import __main__ as command
 from benchmarks.throughput import peers, runner
@@ -21,6 +24,7 @@ from benchmarks.throughput.case import COPY_CEILING, FASTEST_PEER, Case, Missing
 from benchmarks.throughput.check import problems
 from benchmarks.throughput.exits import entropy, first_exit, threshold_for
 from benchmarks.throughput.measures import counted_flops, kept_bytes, relative_error
+from benchmarks.throughput.networks import plainly
 from benchmarks.throughput.runner import Clock, Plan, measure, run
 from benchmarks.throughput.steps import Step
 from benchmarks.throughput.suites import SUITES
@@ -74,6 +78,19 @@ def test_our_ways_compute_what_their_peers_compute(name):
     errors = [facts["relative_error"] for facts in result["first_call"].values()]
     compared = [error for error in errors if error is not None]
     assert len(compared) > 1 and max(compared) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "block",
+    [TransformerBlock(16, 2), MixerBlock(4, 16, 8, 32), MixerBlock(4, 16, 8, 32, closing=True)],
+    ids=["transformer", "mixer", "closing"],
+)
+def test_a_peer_waits_for_no_code_of_ours(block, monkeypatch):
+    x = torch.randn(2, 4, 16)
+    expected = block(x)
+    monkeypatch.setattr(Connection, "begin", lambda _: pytest.fail("the package's Python ran"))
+    monkeypatch.setattr(Mlp, "forward", lambda *_: pytest.fail("the package's Python ran"))
+    torch.testing.assert_close(plainly(block, x), expected)
 
 
 def test_entropy_and_first_exit_by_hand():
