@@ -169,6 +169,16 @@ def test_peers_that_cannot_run_here_say_why(monkeypatch):
         peers.compiled(network, cpu)(x)
 
 
+def test_a_network_is_deployed_with_its_weights_packed_once(monkeypatch):
+    network, x, given = nn.Linear(4, 4), torch.randn(2, 4), {}
+    inductor = torch._inductor
+    monkeypatch.setattr(peers, "_require_compiler", lambda _: None)
+    monkeypatch.setattr(inductor, "aoti_compile_and_package", lambda _, **how: given.update(how))
+    monkeypatch.setattr(inductor, "aoti_load_package", lambda _: network)
+    assert peers.ahead_of_time(network, x, Setting("cpu"))().equal(network(x))
+    assert given["inductor_configs"] == {"freezing": True}
+
+
 def test_memory_of_a_replayed_graph_is_not_compared():
     step = Step(nn.Sequential(nn.Linear(4, 4), nn.Tanh()), *torch.randn(2, 3, 4))
 
