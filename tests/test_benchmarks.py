@@ -193,14 +193,18 @@ def test_memory_of_a_replayed_graph_is_not_compared():
     assert facts["replayed"]["kept_bytes"] is None
 
 
-def test_a_wrong_shape_is_a_failure_and_a_wrong_value_an_error():
+def test_a_wrong_answer_is_a_failure_however_fast():
     case = small_case(
-        shape=lambda: torch.ones(3), value=lambda: torch.ones(8), nan=lambda: torch.ones(8) / 0 * 0
+        shape=lambda: torch.ones(3),
+        value=lambda: torch.full((8,), 2.01),
+        nan=lambda: torch.ones(8) / 0 * 0,
+        rounded=lambda: torch.full((8,), 2.001),
     )
     result = measure(case, TINY)
-    assert set(result["failed"]) == {"shape"}
-    assert result["first_call"]["value"]["relative_error"] == pytest.approx(0.5)
-    assert result["first_call"]["nan"]["relative_error"] == math.inf
+    assert set(result["failed"]) == {"shape", "value", "nan"}
+    assert "its value differs by 0.005 of that of plain" in result["failed"]["value"]
+    assert set(result["seconds"]) == set(result["first_call"]) == {"plain", "better", "rounded"}
+    assert result["first_call"]["rounded"]["relative_error"] == pytest.approx(0.0005, rel=0.01)
 
 
 def test_a_case_that_cannot_be_built_does_not_end_the_run(tmp_path):

@@ -29,6 +29,8 @@ QUICK_ROUNDS = 3
 BRIEF_ROUNDS = 9
 _LEAST_ROUNDS = 5
 _LONGEST_ERROR = 2000
+# |value - truth| / |truth| that rounding, and samples on the edge of an exit, can come to.
+MOST_ERROR = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 SHORTEST_SAMPLE = 0.03  # seconds, on a CPU
 _OUT_OF_TIME = "no time was left in this run (--budget)"
 _NOT_IN_BRIEF = "compiled ways that no target names are left out of a brief run"
@@ -169,7 +171,7 @@ class Outcome:
             self.facts[name] = {
                 "seconds": seconds,
                 "like": entry.like,
-                "relative_error": self._error(name, value, entry.like),
+                "relative_error": self._error(name, value, entry.like, MOST_ERROR[setting.dtype]),
                 "peak_bytes": None if entry.graphed else peak_bytes(entry.call, setting),
                 "kept_bytes": None if entry.graphed else kept_bytes(entry.call, setting),
             }
@@ -178,11 +180,16 @@ class Outcome:
         except Exception as error:
             self._fail(name, error)
 
-    def _error(self, name: str, value: torch.Tensor, like: str | None) -> float | None:
+    def _error(self, name: str, value: torch.Tensor, like: str | None, most: float) -> float | None:
         if name in self.values:
             self.values[name] = value
         truth = self.values[like]
-        return None if truth is None else relative_error(value, truth)
+        if truth is None:
+            return None
+        error = relative_error(value, truth)
+        if error > most:
+            raise ValueError(f"its value differs by {error:.2g} of that of {like}, its like")
+        return error
 
     def _fail(self, name: str, error: Exception) -> None:
         self.failed[name] = _told(error)
