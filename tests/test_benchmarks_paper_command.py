@@ -26,8 +26,9 @@ from benchmarks.paper.spec import Data
         ("--jobs", "0", "--jobs is 0; it takes an integer of at least 1"),
         ("--seeds", "0", "--seeds is 0; it takes an integer of at least 1"),
         ("--budget", "nan", "--budget is nan; it takes a number of seconds"),
-        ("--out", __file__, f"--out is {__file__!r}; it takes a folder"),
-        ("--work", __file__, f"--work is {__file__!r}; it takes a folder"),
+        ("--out", "/proc", "--out: no file can be written into '/proc': "),
+        ("--out", __file__, f"--out: no file can be written into {__file__!r}: "),
+        ("--work", __file__, f"--work: no file can be written into {__file__!r}: "),
     ],
 )
 def test_what_cannot_be_followed_is_said_before_anything_starts(

@@ -92,7 +92,7 @@ def test_the_command_tells_whether_a_case_failed(folder, tmp_path, monkeypatch, 
         ("--data", "nowhere", "data is 'nowhere', which is not there"),
         ("--device", "blah", "device is 'blah'; it takes cpu, cuda"),
         ("--batch", "0", "--batch is 0; it takes an integer of at least 1"),
-        ("--out", __file__, f"--out is {__file__!r}; it takes a folder"),
+        ("--out", __file__, f"--out: no file can be written into {__file__!r}: "),
     ],
 )
 def test_what_cannot_be_loaded_is_said_before_any_case(
