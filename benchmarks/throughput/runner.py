@@ -271,19 +271,22 @@ def _aimed_at(ways: Ways) -> set[str]:
 def _finished(file: Path, machine: dict, setting: Setting, plan: Plan) -> bool:
     """Whether an earlier run measured all of the case, without a failure, on the same code and
     device; a quick or brief one, or one without peers, did so for another of its kind alone."""
+    same = (
+        "sources", "extension", "torch", "triton", "peers", "gpus", "driver", "processor",
+        "threads",
+    )  # fmt: skip
+    lacking = {"quick": plan.quick, "brief": plan.brief, "ours_only": plan.ours_only}
     try:
         result = json.loads(file.read_text())
-    except (OSError, ValueError):
+        return (
+            all(result["environment"].get(key) == machine[key] for key in same)
+            and (result["device"], result["tiny"]) == (setting.device, setting.tiny)
+            and _OUT_OF_TIME not in result["missing"].values()
+            and not result["failed"]
+            and all(wanted or not result.get(kind) for kind, wanted in lacking.items())
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or another's file
         return False
-    same = ("sources", "torch", "gpus", "processor", "threads")
-    lacking = {"quick": plan.quick, "brief": plan.brief, "ours_only": plan.ours_only}
-    return (
-        all(result["environment"].get(key) == machine[key] for key in same)
-        and (result["device"], result["tiny"]) == (setting.device, setting.tiny)
-        and _OUT_OF_TIME not in result["missing"].values()
-        and not result["failed"]
-        and all(wanted or not result.get(kind) for kind, wanted in lacking.items())
-    )
 
 
 def _told(error: Exception) -> str:
