@@ -19,7 +19,7 @@ from acn_kernels.blocks.mlp import Mlp
 from acn_kernels.connection import Connection
 from acn_kernels.timing import interleaved_seconds
 from benchmarks.throughput import __main__ as command
-from benchmarks.throughput import peers, runner
+from benchmarks.throughput import check, peers, runner
 from benchmarks.throughput.case import COPY_CEILING, FASTEST_PEER, Case, Missing, Setting, Ways
 from benchmarks.throughput.check import problems
 from benchmarks.throughput.exits import entropy, first_exit, threshold_for
@@ -241,15 +241,16 @@ def test_ways_past_the_budget_are_missing_and_measured_by_the_next_run(tmp_path,
     assert len(json.loads(file.read_text())["seconds"]) == 2
 
 
-def test_a_resumed_run_keeps_what_the_same_code_measured(tmp_path, monkeypatch):
+@pytest.mark.parametrize("fact", ["sources", "extension", "triton", "peers", "gpus", "threads"])
+def test_a_resumed_run_keeps_what_the_same_code_measured(fact, tmp_path, monkeypatch):
     run([small_case()], tmp_path, TINY)
     before = (tmp_path / "small.json").read_text()
     run([small_case()], tmp_path, TINY, Plan(resume=True))
     assert (tmp_path / "small.json").read_text() == before
     facts = runner.environment()
-    monkeypatch.setattr(runner, "environment", lambda: {**facts, "sources": "other code"})
+    monkeypatch.setattr(runner, "environment", lambda: {**facts, fact: "another"})
     run([small_case()], tmp_path, TINY, Plan(resume=True))
-    assert "other code" in (tmp_path / "small.json").read_text()
+    assert json.loads((tmp_path / "small.json").read_text())["environment"][fact] == "another"
 
 
 @pytest.mark.parametrize(
@@ -376,6 +377,17 @@ def test_the_check_finds_a_file_that_is_not_there(tmp_path):
     assert "no JSON" in problems([small_case()], tmp_path)[0]
 
 
+@pytest.mark.parametrize("text", ["[]", '{"failed": 5}', '{"case": "small", "seconds": {}}'])
+def test_the_check_refuses_what_is_no_result_and_a_resumed_run_measures_anew(text, tmp_path):
+    file = tmp_path / "small.json"
+    file.write_text(text)
+    assert problems([small_case()], tmp_path) == [
+        f"small: {file} is no result of benchmarks.throughput"
+    ]
+    run([small_case()], tmp_path, TINY, Plan(resume=True))
+    assert problems([small_case()], tmp_path) == []
+
+
 # --- the commands
 
 
@@ -385,6 +397,8 @@ def test_the_command_runs_named_cases(tmp_path, capsys):
     assert [file.name for file in tmp_path.iterdir()] == ["kernel_copy.json"]
     said = refusal(capsys, command.main, *arguments, "--case", "kernel_copies")
     assert "no case kernel_copies; the suite has kernel_copy" in said
+    given = [tmp_path, "--suite", "kernels", "--case", "kernel_copies"]
+    assert "no case kernel_copies; the suite has" in refusal(capsys, check.main, *given)
 
 
 @pytest.mark.parametrize(
@@ -395,7 +409,8 @@ def test_the_command_runs_named_cases(tmp_path, capsys):
         ("--budget", "nan", "--budget is nan; it takes a number of seconds"),
         ("--budget", "inf", "--budget is inf; it takes a number of seconds"),
         ("--budget", "-1", "--budget is -1.0; it takes a number of seconds"),
-        ("--out", __file__, f"--out is {__file__!r}; it takes a folder"),
+        ("--out", "/proc", "--out: no file can be written into '/proc': "),
+        ("--out", __file__, f"--out: no file can be written into {__file__!r}: "),
     ],
 )
 def test_what_cannot_be_followed_is_said_before_anything_is_measured(

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from acn_kernels.validation import check_device
 from benchmarks.arguments import check_budget, make_folder
-from benchmarks.throughput.case import Setting
+from benchmarks.throughput.case import Case, Setting
 from benchmarks.throughput.runner import Plan, run
-from benchmarks.throughput.suites import SUITES
+from benchmarks.throughput.suites import SUITES, cases_of
 
 CASES_LEFT = 3  # the exit status when the budget ended the run early
 
@@ -46,27 +46,22 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check(arguments: argparse.Namespace) -> None:
-    """Raises ValueError where an option cannot be followed."""
-    known = [case.name for case in SUITES[arguments.suite]]
-    unknown = sorted(set(arguments.case or ()) - set(known))
-    if unknown:
-        raise ValueError(f"no case {', '.join(unknown)}; the suite has {', '.join(known)}")
+def _chosen(arguments: argparse.Namespace) -> list[Case]:
+    """The cases; ValueError where an option cannot be followed."""
+    cases = cases_of([arguments.suite], arguments.case)
     check_budget(arguments.budget)
     check_device(arguments.device)
     make_folder("--out", arguments.out)
+    return cases
 
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
-        _check(arguments)
+        cases = _chosen(arguments)
     except ValueError as error:
         print(f"benchmarks.throughput: {error}", file=sys.stderr)
         return 2
-    cases = SUITES[arguments.suite]
-    if arguments.case:
-        cases = [case for case in cases if case.name in arguments.case]
     plan = Plan(
         arguments.quick, arguments.budget, arguments.resume, arguments.ours, arguments.brief
     )
