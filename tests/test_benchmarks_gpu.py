@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import until
 from small_case import TINY, small_case, small_run
 from test_benchmarks_report import raw_result
 
@@ -174,6 +176,41 @@ def test_on_gpu_refuses_what_it_does_not_know(tmp_path, arguments):
     done = on_gpu(*(argument.format(out=tmp_path) for argument in arguments))
     assert done.returncode == 2
     assert "usage: benchmarks/on_gpu.sh OUT [--brief] [--dry-run] [PIECE ...]" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("piece", "status", "said"),
+    [("report", 2, "small.json is no JSON"), ("failed", 1, "No such file or directory")],
+)
+def test_a_piece_that_fails_is_named_and_tells_by_the_status(piece, status, said, tmp_path):
+    out = tmp_path / "a run"
+    out.mkdir()
+    (out / "small.json").write_text("")
+    done = on_gpu(str(out), "--dry-run", piece)
+    assert done.returncode == 1 and said in done.stdout
+    assert f"== {piece}: exit {status} after" in (out / "pieces.txt").read_text()
+    assert f"all of it is in {out}.tar.gz" in done.stdout
+
+
+def test_a_place_that_takes_no_file_ends_it_at_once():
+    done = on_gpu("/proc", "--dry-run", "report")
+    assert done.returncode == 2 and "/proc/pieces.txt" in done.stderr and not done.stdout
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_the_piece_and_all_that_would_follow(tmp_path):
+    out = tmp_path / "run"
+    command = ["bash", ROOT / "benchmarks/on_gpu.sh", out, "--dry-run", "kernels", "train"]
+    process = subprocess.Popen(
+        command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env={**os.environ, "PYTHON": sys.executable, "TRITON_INTERPRET": "0"},
+    )  # fmt: skip
+    until(lambda: (out / "kernel_copy.json").exists(), seconds=120)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) == 130
+    assert "KeyboardInterrupt" in (out / "kernels.log").read_text()
+    assert (out / "pieces.txt").read_text() == "== kernels: interrupted\n"
+    assert Path(f"{out}.tar.gz").exists() and not (out / "train.log").exists()
 
 
 def test_the_names_of_cases_are_pieces():

@@ -6,10 +6,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
+from processes import until
 from refusals import refusal
 
 from benchmarks.paper import dry_run, records, runner
@@ -97,13 +97,6 @@ def test_ended_by_a_signal_it_leaves_no_process_behind(tmp_path):
         if has_processes(process.pid):
             os.killpg(process.pid, signal.SIGKILL)
     assert not list((tmp_path / "out").iterdir())
-
-
-def until(it_is_so, seconds):
-    deadline = time.monotonic() + seconds
-    while not it_is_so():
-        assert time.monotonic() < deadline, "it never came to be"
-        time.sleep(0.05)
 
 
 def has_processes(group):
