@@ -21,7 +21,6 @@
 # left out); an exit_engine case 15 to 20 s; everything else a few seconds a case, and ten for each
 # process.
 set -uo pipefail
-cd "$(dirname "$0")/.."
 
 readonly all=(build tests sanitizer kernels train infer exit gpt9x512 report)
 readonly case_name='^(kernel|train|infer|exit|gpt9x512)_[a-z0-9_]+$'
@@ -43,7 +42,7 @@ for argument in "$@"; do
     -*) echo "on_gpu.sh: $argument is no option" >&2; usage ;;
     *)
       if [ -z "$out" ]; then
-        out=$argument
+        out=$(realpath -m -- "$argument") # of the caller's folder
       elif [[ " ${all[*]} failed paper " == *" $argument "* || $argument =~ $case_name ]]; then
         pieces+=("$argument")
       else
@@ -53,6 +52,7 @@ for argument in "$@"; do
   esac
 done
 [ -n "$out" ] || usage
+cd "$(dirname "$0")/.." || exit
 if [ ${#pieces[@]} -eq 0 ]; then
   pieces=("${all[@]}")
   [ "$device" = cpu ] || pieces=(build tests sanitizer kernels train train train infer infer exit exit gpt9x512 report)

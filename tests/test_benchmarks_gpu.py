@@ -44,12 +44,13 @@ def test_skipped():
 """
 
 
-def on_gpu(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+def on_gpu(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
     return subprocess.run(
         ["bash", str(ROOT / "benchmarks/on_gpu.sh"), *arguments],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHON": sys.executable, "TRITON_INTERPRET": "0", **environment},
+        env={**os.environ, "PYTHON": sys.executable, "TRITON_INTERPRET": "0"},
+        cwd=cwd,
     )
 
 
@@ -186,7 +187,7 @@ def test_a_piece_that_fails_is_named_and_tells_by_the_status(piece, status, said
     out = tmp_path / "a run"
     out.mkdir()
     (out / "small.json").write_text("")
-    done = on_gpu(str(out), "--dry-run", piece)
+    done = on_gpu("a run", "--dry-run", piece, cwd=tmp_path)
     assert done.returncode == 1 and said in done.stdout
     assert f"== {piece}: exit {status} after" in (out / "pieces.txt").read_text()
     assert f"all of it is in {out}.tar.gz" in done.stdout
