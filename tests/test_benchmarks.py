@@ -313,6 +313,18 @@ def test_flops_of_a_training_step_by_hand():
     assert attended == 2 * (2 * 4 * 8 * 8 * 16 * 2)
 
 
+@pytest.mark.parametrize("name", ["train_vit_base", "train_mixer_small", "infer_vit_base_6_of_12"])
+def test_a_rate_is_told_of_those_alone_who_do_the_work(name):
+    ways = CASES[name].build(TINY)
+    flops = {
+        way: counted_flops(entry.call)
+        for way, entry in ways.entries.items()
+        if not way.endswith(("compiled", "max-autotune", "AOTInductor", "ONNX Runtime"))
+    }
+    peers = next(iter(flops.values()))
+    assert all((flops[way] == peers) == ways.entries[way].same_work for way in flops)
+
+
 def test_kept_bytes_by_hand():
     """exp keeps its output; the input and the weights were there before."""
 
