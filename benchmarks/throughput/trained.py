@@ -179,9 +179,8 @@ def curve(trained: Trained, batch: int) -> Callable[[Setting], Ways]:
                 same_work=False,
             )
             ways.quality[str(point)] = point.accuracy
-        ways.compare(
-            f"within {100 * DROP:g} points of {100 * full:.1f} %", str(equal), FASTEST_PEER, _AIM
-        )
+        what = f"chosen to cost {100 * DROP:g} points of {100 * full:.1f} %"
+        ways.compare(what, str(equal), FASTEST_PEER, _AIM)
         ways.compare("the engine at full depth", f"{EXITING} without exits", FASTEST_PEER, 1.0)
         for point in others:
             ways.compare(
