@@ -126,6 +126,29 @@ def test_json_of_others_is_left_out(tmp_path):
     assert [result.name for result in load(tmp_path)] == ["small"]
 
 
+def test_a_result_that_was_changed_is_refused(tmp_path, capsys):
+    file = small_run(tmp_path)
+    raw = json.loads(file.read_text())
+    raw["seconds"]["better"] = [seconds / 2 for seconds in raw["seconds"]["better"]]
+    file.write_text(json.dumps(raw))
+    said = refusal(capsys, command.main, tmp_path)
+    assert f"{file} was changed after it was written: its checksum does not fit" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seconds": {"peer": [1.0], "ours": []}}, "its ways differ in their samples' number"),
+        ({"seconds": {"peer": [1.0], "ours": [0.0]}}, "or some are no times"),
+        ({"environment": None}, "is no whole result: it lacks environment"),
+    ],
+)
+def test_what_is_no_whole_result_is_refused(change, message, tmp_path, capsys):
+    raw = {key: value for key, value in raw_result(**change).items() if value is not None}
+    (tmp_path / "some_case.json").write_text(json.dumps(raw))
+    assert message in refusal(capsys, command.main, tmp_path)
+
+
 def test_results_are_in_the_order_of_their_batches(tmp_path):
     for batch in (1024, 16, 1, 256):
         raw = raw_result(case=f"b{batch}")

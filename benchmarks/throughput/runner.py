@@ -12,6 +12,7 @@ import torch
 
 from acn_kernels.files import written_whole
 from acn_kernels.timing import interleaved_seconds
+from benchmarks.sealed import sealed
 from benchmarks.throughput.case import Case, Entry, Missing, Setting, Ways
 from benchmarks.throughput.ceilings import ceilings
 from benchmarks.throughput.environment import clocks, environment
@@ -95,7 +96,7 @@ def run(cases: Iterable[Case], out: Path, setting: Setting, plan: Plan = Plan())
             "environment": machine,
         }
         with written_whole(file) as path:
-            path.write_text(json.dumps(result, indent=1) + "\n")
+            path.write_text(json.dumps(sealed(result), indent=1) + "\n")
         print(_line(result), flush=True)
     return left
 
