@@ -13,6 +13,7 @@ from processes import until
 from small_case import TINY, small_case, small_run
 from test_benchmarks_report import raw_result
 
+from benchmarks import predict
 from benchmarks.predict import Ceilings, predictions
 from benchmarks.report.gpu_tests import Failure, outcomes
 from benchmarks.report.predictions import beside_measured
@@ -101,6 +102,13 @@ def test_a_prediction_names_ways_that_its_case_has(prediction):
     case, way, against, _ = prediction.measured
     entries = CASES[case].build(TINY).entries
     assert entries[way].ours and against in entries
+
+
+@pytest.mark.parametrize("rate", ["0", "-1", "nan", "inf", "fast"])
+def test_a_ceiling_is_a_number_above_0(rate, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        predict.main([f"--copy={rate}"])
+    assert f"argument --copy: it is {rate!r}; it takes a number above 0" in capsys.readouterr().err
 
 
 def test_predictions_stand_beside_what_came_out():

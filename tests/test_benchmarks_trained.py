@@ -87,8 +87,9 @@ def test_the_command_tells_whether_a_case_failed(folder, tmp_path, monkeypatch, 
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--model", "acn=nowhere", "nowhere/config.json"),
-        ("--model", "acn={hybrid}", "is wired hybrid; it takes acn or residual"),
+        ("--model", "other=nowhere", "nowhere/config.json"),
+        ("--model", "ACN={hybrid}", "--model has the names acn, ACN; their files need different"),
+        ("--model", "other={hybrid}", "is wired hybrid; it takes acn or residual"),
         ("--data", "nowhere", "data is 'nowhere', which is not there"),
         ("--device", "blah", "device is 'blah'; it takes cpu, cuda"),
         ("--batch", "0", "--batch is 0; it takes an integer of at least 1"),

@@ -195,13 +195,20 @@ def curve(trained: Trained, batch: int) -> Callable[[Setting], Ways]:
 
 def cases(models: Iterable[Trained], batches: Iterable[int]) -> list[Case]:
     """One for each model and batch size."""
-    found = []
-    for trained in models:
-        name = trained.name.lower().replace(" ", "_").replace("-", "_")
-        for batch in batches:
-            key = f"trained_{name}_b{batch}"
-            found.append(Case(key, curve(trained, batch), rounds=15 if batch < 1000 else 7))
-    return found
+    return [
+        Case(
+            f"trained_{_key(trained)}_b{batch}",
+            curve(trained, batch),
+            rounds=15 if batch < 1000 else 7,
+        )
+        for trained in models
+        for batch in batches
+    ]
+
+
+def _key(trained: Trained) -> str:
+    """The name as it stands in those of the files."""
+    return trained.name.lower().replace(" ", "_").replace("-", "_")
 
 
 def _named_folder(text: str) -> tuple[str, Path]:
@@ -238,9 +245,11 @@ def _loaded(arguments: argparse.Namespace) -> list[Trained]:
     for batch in arguments.batch or ():
         check_size("--batch", batch, 1)
     models = [
-        Trained(name, folder, arguments.data, arguments.device)
-        for name, folder in dict(arguments.model).items()
+        Trained(name, folder, arguments.data, arguments.device) for name, folder in arguments.model
     ]
+    if len({_key(trained) for trained in models}) < len(models):
+        names = ", ".join(trained.name for trained in models)
+        raise ValueError(f"--model has the names {names}; their files need different ones")
     for trained in models:
         trained.check()
     make_folder("--out", arguments.out)
