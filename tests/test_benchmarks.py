@@ -403,6 +403,17 @@ def test_the_check_refuses_what_is_no_result_and_a_resumed_run_measures_anew(tex
 # --- the commands
 
 
+def test_the_command_tells_which_way_failed(tmp_path, monkeypatch, capsys):
+    wrong = small_case(wrong=lambda: torch.ones(8))
+    monkeypatch.setitem(SUITES, "smoke", (wrong,))
+    given = ["--suite", "smoke", "--tiny", "--out", str(tmp_path)]
+    assert command.main(given) == 1
+    assert capsys.readouterr().err.startswith("small: wrong failed: ValueError: its value differs")
+    monkeypatch.setattr(Clock, "elapsed", 100.0)
+    assert command.main([*given, "--budget", "100"]) == 3
+    assert "left for another run with --resume: small" in capsys.readouterr().out
+
+
 def test_the_command_runs_named_cases(tmp_path, capsys):
     arguments = ["--suite", "kernels", "--tiny", "--quick", "--out", str(tmp_path)]
     assert command.main([*arguments, "--case", "kernel_copy"]) == 0

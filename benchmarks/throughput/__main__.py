@@ -11,10 +11,11 @@ from pathlib import Path
 from acn_kernels.validation import check_device
 from benchmarks.arguments import check_budget, make_folder
 from benchmarks.throughput.case import Case, Setting
+from benchmarks.throughput.check import problems
 from benchmarks.throughput.runner import Plan, run
 from benchmarks.throughput.suites import SUITES, cases_of
 
-CASES_LEFT = 3  # the exit status when the budget ended the run early
+CASES_LEFT, SOME_FAILED = 3, 1  # exit statuses; the first where the budget ended the run early
 
 
 def parser() -> argparse.ArgumentParser:
@@ -35,7 +36,8 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--budget", type=float, metavar="SECONDS",
-        help=f"begin no case that would end later; exits with {CASES_LEFT} where some are left",
+        help="begin no case once three fifths are spent, and take the rounds that fit; exits with "
+        f"{CASES_LEFT} where some are left",
     )  # fmt: skip
     parser.add_argument(
         "--resume", action="store_true", help="keep what this code measured in DIR on this device"
@@ -70,10 +72,12 @@ def main(argv: list[str] | None = None) -> int:
         # An empty cache, so that first calls show what compiling takes and not what is left of it.
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", cache)
         left = run(cases, arguments.out, setting, plan)
+    found = problems((case for case in cases if case.name not in left), arguments.out)
+    for problem in found:
+        print(problem, file=sys.stderr)
     if left:
         print(f"left for another run with --resume: {', '.join(left)}")
-        return CASES_LEFT
-    return 0
+    return SOME_FAILED if found else CASES_LEFT if left else 0
 
 
 if __name__ == "__main__":
