@@ -96,8 +96,10 @@ def _package_version() -> str:
 def _triton_version() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return None
-    import triton
-
+    try:
+        import triton
+    except Exception as error:  # a damaged one is what a doctor is asked about
+        return f"does not import ({error})"
     return triton.__version__
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from acn_kernels.dispatch import choose
+from acn_kernels.dispatch import Choice, choose
 from acn_kernels.norm_spec import NormSpec
 from acn_kernels.stack import FusedACNStack
 from acn_kernels.validation import check_stack_input
@@ -50,7 +50,7 @@ def explain(stack: FusedACNStack, x: Tensor) -> Explanation:
     if isinstance(whole, WholeStack):
         name = f"layers[0:{len(stack)}]"
         return Explanation([Part(name, whole.backend, f"{whole.operation}: all in one call")])
-    parts = [Part(f"layers[{i}]", *_entry(stack, layer, choice)) for i, layer in enumerate(stack)]
+    parts = [Part(f"layers[{i}]", *_entry(stack, i, choice)) for i in range(len(stack))]
     fused = NormSpec.of(stack.norm) is not None or stack.norm is None
     norm = "" if fused else f"; {type(stack.norm).__name__} runs as the module it is"
     if stack.alpha != 1:
@@ -62,7 +62,8 @@ def explain(stack: FusedACNStack, x: Tensor) -> Explanation:
     return Explanation(parts)
 
 
-def _entry(stack: FusedACNStack, layer, choice) -> tuple[str, str]:
+def _entry(stack: FusedACNStack, i: int, choice: Choice) -> tuple[str, str]:
+    layer = stack[i]
     norms = getattr(layer, "entry_norms", None)
     if norms is None:
         return "module", f"{type(layer).__name__} lists no entry_norms: called on u as it is"
@@ -74,7 +75,9 @@ def _entry(stack: FusedACNStack, layer, choice) -> tuple[str, str]:
         return "module", f"entry norm {unknown[0]} is no plain LayerNorm or RMSNorm, or has hooks"
     if stack.alpha != 1:
         return choice.backend, f"norm only (alpha is {stack.alpha}), {choice.reason}"
-    if stack.direct_gradient_only:
+    if stack.direct_gradient_only and torch.is_grad_enabled():
         return choice.backend, f"norm only (direct gradient only), {choice.reason}"
+    if i == 0 and not stack.include_input:
+        return choice.backend, f"norm only (the input is no term of the sum), {choice.reason}"
     step = "fork" if torch.is_grad_enabled() else "accumulate_norm"
     return choice.backend, f"{step}, {choice.reason}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from acn_kernels.files import check_writable
+
 
 def check_budget(seconds: float | None) -> None:
     if seconds is not None and not (math.isfinite(seconds) and seconds >= 0):
@@ -12,7 +14,5 @@ def check_budget(seconds: float | None) -> None:
 
 
 def make_folder(option: str, folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"{option} is {str(folder)!r}; it takes a folder: {error}") from error
+    check_writable(folder, option)
+    folder.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,6 @@
 # left out); an exit_engine case 15 to 20 s; everything else a few seconds a case, and ten for each
 # process.
 set -uo pipefail
-cd "$(dirname "$0")/.."
 
 readonly all=(build tests sanitizer kernels train infer exit gpt9x512 report)
 readonly case_name='^(kernel|train|infer|exit|gpt9x512)_[a-z0-9_]+$'
@@ -43,7 +42,7 @@ for argument in "$@"; do
     -*) echo "on_gpu.sh: $argument is no option" >&2; usage ;;
     *)
       if [ -z "$out" ]; then
-        out=$argument
+        out=$(realpath -m -- "$argument") # of the caller's folder
       elif [[ " ${all[*]} failed paper " == *" $argument "* || $argument =~ $case_name ]]; then
         pieces+=("$argument")
       else
@@ -53,12 +52,13 @@ for argument in "$@"; do
   esac
 done
 [ -n "$out" ] || usage
+cd "$(dirname "$0")/.." || exit
 if [ ${#pieces[@]} -eq 0 ]; then
   pieces=("${all[@]}")
   [ "$device" = cpu ] || pieces=(build tests sanitizer kernels train train train infer infer exit exit gpt9x512 report)
   [ -z "$brief" ] || pieces=(build tests "${headline[@]}" kernels gpt9x512 exit infer train sanitizer report)
 fi
-mkdir -p "$out"
+mkdir -p "$out" && : >>"$out/pieces.txt" || exit 2
 archive=${ARCHIVE:-${out%/}.tar.gz}
 python=${PYTHON:-python3}
 export PYTHONUNBUFFERED=1
@@ -80,11 +80,16 @@ limit_of() {
   echo $((left < most ? left : most))
 }
 
-# The command with an interrupt at its limit, at which pytest still writes what it has.
+# The command with an interrupt at its limit, at which pytest still writes what it has. timeout holds
+# it in a process group that no Ctrl-C reaches, so it is handed on; job control lets it be heeded.
 within() {
   local limit=$1
   shift
-  timeout --signal=INT --kill-after=10 "$limit" "$@"
+  set -m
+  timeout --signal=INT --kill-after=10 "$limit" "$@" &
+  set +m
+  trap "kill -INT $!" INT TERM
+  wait $! || wait $! # again where the first was interrupted; else the same status
 }
 
 # --- the pieces, each given its limit
@@ -130,9 +135,10 @@ run_tests() {
     --junit-xml="$xml" -o junit_family=xunit1 -o console_output_style=classic "${arguments[@]}"
 }
 failed() {
-  local names
-  mapfile -t names < <("$python" -m benchmarks.report.gpu_tests "$out/gpu_tests.xml")
-  if [ ${#names[@]} -eq 0 ]; then
+  local listed names
+  listed=$("$python" -m benchmarks.report.gpu_tests "$out/gpu_tests.xml") || return
+  mapfile -t names <<<"$listed"
+  if [ -z "$listed" ]; then
     echo "$out/gpu_tests.xml names no test that failed"
   elif [ "$device" = cpu ]; then
     within "$1" "$python" -m pytest -m gpu --collect-only "${names[@]}"
@@ -170,8 +176,7 @@ throughput() {
     --out "$out" --budget $((limit * 8 / 10)) --resume "${mode[@]}"
   code=$?
   [ $code -eq $cases_left ] && return 0 # said above; not a failure
-  [ $code -eq 0 ] || return $code
-  "$python" -m benchmarks.throughput.check "$out" --suite "$suite" "$@"
+  return $code
 }
 
 # One network at a time, as their times are compared. What is trained stays beside OUT: the networks
@@ -190,8 +195,10 @@ paper() {
 }
 
 report() {
-  within "$1" "$python" -m benchmarks.report "$out" >"$out/report.txt" || tail -n 3 "$out/report.txt"
-  "$python" -m benchmarks.report.summary "$out"
+  local code
+  within "$1" "$python" -m benchmarks.report "$out" >"$out/report.txt"
+  code=$?
+  "$python" -m benchmarks.report.summary "$out" && return $code
 }
 
 run_piece() {
@@ -205,7 +212,7 @@ run_piece() {
 pack() {
   local folder name
   folder=$(dirname "$out") name=$(basename "$out")
-  tar -C "$folder" -czf "$archive" "$name"
+  tar -C "$folder" -czf "$archive" "$name" || return
   if [ "$(stat -c %s "$archive")" -gt $archive_limit ]; then
     echo "the logs do not fit into $archive"
     tar -C "$folder" --exclude='*.log' -czf "$archive" "$name"
@@ -219,6 +226,7 @@ pack() {
 } | tee "$out/machine.txt"
 
 status=0
+trap 'echo "== $piece: interrupted" | tee -a "$out/pieces.txt"; pack; exit 130' INT TERM
 for piece in "${pieces[@]}"; do
   echo "== $piece"
   started=$SECONDS limit=$(limit_of "$piece")
@@ -227,11 +235,11 @@ for piece in "${pieces[@]}"; do
     status=1
     continue
   fi
-  run_piece "$piece" "$limit" 2>&1 | tee -a "$out/$piece.log"
+  run_piece "$piece" "$limit" 2>&1 | tee -i -a "$out/$piece.log"
   code=${PIPESTATUS[0]}
   echo "== $piece: exit $code after $((SECONDS - started)) s" | tee -a "$out/pieces.txt"
   [ "$code" -eq 0 ] || status=1
-  pack
+  pack || status=1
 done
-echo "all of it is in $archive"
+[ ! -f "$archive" ] || echo "all of it is in $archive"
 exit $status

@@ -11,6 +11,7 @@ what may be expected, and a place to start when a measurement differs.
 from __future__ import annotations
 
 import argparse
+import math
 from typing import NamedTuple
 
 from benchmarks.throughput import exits, inference, steps
@@ -166,12 +167,22 @@ def as_table(found: list[Prediction]) -> str:
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.predict", description=__doc__)
     for name, value in Ceilings()._asdict().items():
-        parser.add_argument(f"--{name}", type=float, default=value, help="per second")
+        parser.add_argument(f"--{name}", type=_rate, default=value, help="per second")
     return parser
 
 
-def main() -> None:
-    print(as_table(predictions(Ceilings(**vars(parser().parse_args())))))
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = math.nan
+    if not 0 < rate < math.inf:
+        raise argparse.ArgumentTypeError(f"it is {text!r}; it takes a number above 0")
+    return rate
+
+
+def main(argv: list[str] | None = None) -> None:
+    print(as_table(predictions(Ceilings(**vars(parser().parse_args(argv))))))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Running a function on several gloo processes, and what each of them returned."""
+"""Running a function on several gloo processes, and what each of them returned; waiting for what
+another process does."""
 
 from __future__ import annotations
 
@@ -15,6 +16,14 @@ from torch import multiprocessing
 
 PROCESSES = 2
 SECONDS = 120  # on a busy machine; some 8 are enough
+
+
+def until(it_is_so: Callable[[], object], seconds: float) -> None:
+    """Waits; fails where it is not so in time."""
+    deadline = time.monotonic() + seconds
+    while not it_is_so():
+        assert time.monotonic() < deadline, "it never came to be"
+        time.sleep(0.05)
 
 
 def start(rank: int, work: Callable, folder: str) -> None:

@@ -10,16 +10,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from refusals import refusal
 from small_case import TINY, small_case, small_run
 from torch import nn
 
+from acn_kernels.blocks import MixerBlock, TransformerBlock
+from acn_kernels.blocks.mlp import Mlp
+from acn_kernels.connection import Connection
 from acn_kernels.timing import interleaved_seconds
 from benchmarks.throughput import __main__ as command
-from benchmarks.throughput import peers, runner
+from benchmarks.throughput import check, peers, runner
 from benchmarks.throughput.case import COPY_CEILING, FASTEST_PEER, Case, Missing, Setting, Ways
 from benchmarks.throughput.check import problems
 from benchmarks.throughput.exits import entropy, first_exit, threshold_for
 from benchmarks.throughput.measures import counted_flops, kept_bytes, relative_error
+from benchmarks.throughput.networks import plainly
 from benchmarks.throughput.runner import Clock, Plan, measure, run
 from benchmarks.throughput.steps import Step
 from benchmarks.throughput.suites import SUITES
@@ -73,6 +78,19 @@ def test_our_ways_compute_what_their_peers_compute(name):
     errors = [facts["relative_error"] for facts in result["first_call"].values()]
     compared = [error for error in errors if error is not None]
     assert len(compared) > 1 and max(compared) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "block",
+    [TransformerBlock(16, 2), MixerBlock(4, 16, 8, 32), MixerBlock(4, 16, 8, 32, closing=True)],
+    ids=["transformer", "mixer", "closing"],
+)
+def test_a_peer_waits_for_no_code_of_ours(block, monkeypatch):
+    x = torch.randn(2, 4, 16)
+    expected = block(x)
+    monkeypatch.setattr(Connection, "begin", lambda _: pytest.fail("the package's Python ran"))
+    monkeypatch.setattr(Mlp, "forward", lambda *_: pytest.fail("the package's Python ran"))
+    torch.testing.assert_close(plainly(block, x), expected)
 
 
 def test_entropy_and_first_exit_by_hand():
@@ -151,6 +169,16 @@ def test_peers_that_cannot_run_here_say_why(monkeypatch):
         peers.compiled(network, cpu)(x)
 
 
+def test_a_network_is_deployed_with_its_weights_packed_once(monkeypatch):
+    network, x, given = nn.Linear(4, 4), torch.randn(2, 4), {}
+    inductor = torch._inductor
+    monkeypatch.setattr(peers, "_require_compiler", lambda _: None)
+    monkeypatch.setattr(inductor, "aoti_compile_and_package", lambda _, **how: given.update(how))
+    monkeypatch.setattr(inductor, "aoti_load_package", lambda _: network)
+    assert peers.ahead_of_time(network, x, Setting("cpu"))().equal(network(x))
+    assert given["inductor_configs"] == {"freezing": True}
+
+
 def test_memory_of_a_replayed_graph_is_not_compared():
     step = Step(nn.Sequential(nn.Linear(4, 4), nn.Tanh()), *torch.randn(2, 3, 4))
 
@@ -165,14 +193,18 @@ def test_memory_of_a_replayed_graph_is_not_compared():
     assert facts["replayed"]["kept_bytes"] is None
 
 
-def test_a_wrong_shape_is_a_failure_and_a_wrong_value_an_error():
+def test_a_wrong_answer_is_a_failure_however_fast():
     case = small_case(
-        shape=lambda: torch.ones(3), value=lambda: torch.ones(8), nan=lambda: torch.ones(8) / 0 * 0
+        shape=lambda: torch.ones(3),
+        value=lambda: torch.full((8,), 2.01),
+        nan=lambda: torch.ones(8) / 0 * 0,
+        rounded=lambda: torch.full((8,), 2.001),
     )
     result = measure(case, TINY)
-    assert set(result["failed"]) == {"shape"}
-    assert result["first_call"]["value"]["relative_error"] == pytest.approx(0.5)
-    assert result["first_call"]["nan"]["relative_error"] == math.inf
+    assert set(result["failed"]) == {"shape", "value", "nan"}
+    assert "its value differs by 0.005 of that of plain" in result["failed"]["value"]
+    assert set(result["seconds"]) == set(result["first_call"]) == {"plain", "better", "rounded"}
+    assert result["first_call"]["rounded"]["relative_error"] == pytest.approx(0.0005, rel=0.01)
 
 
 def test_a_case_that_cannot_be_built_does_not_end_the_run(tmp_path):
@@ -209,15 +241,16 @@ def test_ways_past_the_budget_are_missing_and_measured_by_the_next_run(tmp_path,
     assert len(json.loads(file.read_text())["seconds"]) == 2
 
 
-def test_a_resumed_run_keeps_what_the_same_code_measured(tmp_path, monkeypatch):
+@pytest.mark.parametrize("fact", ["sources", "extension", "triton", "peers", "gpus", "threads"])
+def test_a_resumed_run_keeps_what_the_same_code_measured(fact, tmp_path, monkeypatch):
     run([small_case()], tmp_path, TINY)
     before = (tmp_path / "small.json").read_text()
     run([small_case()], tmp_path, TINY, Plan(resume=True))
     assert (tmp_path / "small.json").read_text() == before
     facts = runner.environment()
-    monkeypatch.setattr(runner, "environment", lambda: {**facts, "sources": "other code"})
+    monkeypatch.setattr(runner, "environment", lambda: {**facts, fact: "another"})
     run([small_case()], tmp_path, TINY, Plan(resume=True))
-    assert "other code" in (tmp_path / "small.json").read_text()
+    assert json.loads((tmp_path / "small.json").read_text())["environment"][fact] == "another"
 
 
 @pytest.mark.parametrize(
@@ -278,6 +311,18 @@ def test_flops_of_a_training_step_by_hand():
     q = torch.randn(2, 4, 8, 16)
     attended = counted_flops(lambda: nn.functional.scaled_dot_product_attention(q, q, q))
     assert attended == 2 * (2 * 4 * 8 * 8 * 16 * 2)
+
+
+@pytest.mark.parametrize("name", ["train_vit_base", "train_mixer_small", "infer_vit_base_6_of_12"])
+def test_a_rate_is_told_of_those_alone_who_do_the_work(name):
+    ways = CASES[name].build(TINY)
+    flops = {
+        way: counted_flops(entry.call)
+        for way, entry in ways.entries.items()
+        if not way.endswith(("compiled", "max-autotune", "AOTInductor", "ONNX Runtime"))
+    }
+    peers = next(iter(flops.values()))
+    assert all((flops[way] == peers) == ways.entries[way].same_work for way in flops)
 
 
 def test_kept_bytes_by_hand():
@@ -344,17 +389,39 @@ def test_the_check_finds_a_file_that_is_not_there(tmp_path):
     assert "no JSON" in problems([small_case()], tmp_path)[0]
 
 
+@pytest.mark.parametrize("text", ["[]", '{"failed": 5}', '{"case": "small", "seconds": {}}'])
+def test_the_check_refuses_what_is_no_result_and_a_resumed_run_measures_anew(text, tmp_path):
+    file = tmp_path / "small.json"
+    file.write_text(text)
+    assert problems([small_case()], tmp_path) == [
+        f"small: {file} is no result of benchmarks.throughput"
+    ]
+    run([small_case()], tmp_path, TINY, Plan(resume=True))
+    assert problems([small_case()], tmp_path) == []
+
+
 # --- the commands
 
 
-def test_the_command_runs_named_cases(tmp_path, monkeypatch, capsys):
-    arguments = ["throughput", "--suite", "kernels", "--tiny", "--quick", "--out", str(tmp_path)]
-    monkeypatch.setattr("sys.argv", [*arguments, "--case", "kernel_copy"])
-    assert command.main() == 0
+def test_the_command_tells_which_way_failed(tmp_path, monkeypatch, capsys):
+    wrong = small_case(wrong=lambda: torch.ones(8))
+    monkeypatch.setitem(SUITES, "smoke", (wrong,))
+    given = ["--suite", "smoke", "--tiny", "--out", str(tmp_path)]
+    assert command.main(given) == 1
+    assert capsys.readouterr().err.startswith("small: wrong failed: ValueError: its value differs")
+    monkeypatch.setattr(Clock, "elapsed", 100.0)
+    assert command.main([*given, "--budget", "100"]) == 3
+    assert "left for another run with --resume: small" in capsys.readouterr().out
+
+
+def test_the_command_runs_named_cases(tmp_path, capsys):
+    arguments = ["--suite", "kernels", "--tiny", "--quick", "--out", str(tmp_path)]
+    assert command.main([*arguments, "--case", "kernel_copy"]) == 0
     assert [file.name for file in tmp_path.iterdir()] == ["kernel_copy.json"]
-    monkeypatch.setattr("sys.argv", [*arguments, "--case", "kernel_copies"])
-    assert command.main() == 2
-    assert "no case kernel_copies; the suite has kernel_copy" in capsys.readouterr().err
+    said = refusal(capsys, command.main, *arguments, "--case", "kernel_copies")
+    assert "no case kernel_copies; the suite has kernel_copy" in said
+    given = [tmp_path, "--suite", "kernels", "--case", "kernel_copies"]
+    assert "no case kernel_copies; the suite has" in refusal(capsys, check.main, *given)
 
 
 @pytest.mark.parametrize(
@@ -365,15 +432,13 @@ def test_the_command_runs_named_cases(tmp_path, monkeypatch, capsys):
         ("--budget", "nan", "--budget is nan; it takes a number of seconds"),
         ("--budget", "inf", "--budget is inf; it takes a number of seconds"),
         ("--budget", "-1", "--budget is -1.0; it takes a number of seconds"),
-        ("--out", __file__, f"--out is {__file__!r}; it takes a folder"),
+        ("--out", "/proc", "--out: no file can be written into '/proc': "),
+        ("--out", __file__, f"--out: no file can be written into {__file__!r}: "),
     ],
 )
 def test_what_cannot_be_followed_is_said_before_anything_is_measured(
     option, value, message, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(command, "run", lambda *_: pytest.fail("it ran"))
-    arguments = ["throughput", "--suite", "smoke", "--out", str(tmp_path), option, value]
-    monkeypatch.setattr("sys.argv", arguments)
-    assert command.main() == 2
-    printed = capsys.readouterr()
-    assert message in printed.err and printed.err.count("\n") == 1 and not printed.out
+    given = ["--suite", "smoke", "--out", tmp_path]
+    assert message in refusal(capsys, command.main, *given, option, value)

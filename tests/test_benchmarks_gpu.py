@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import until
 from small_case import TINY, small_case, small_run
 from test_benchmarks_report import raw_result
 
+from benchmarks import predict
 from benchmarks.predict import Ceilings, predictions
 from benchmarks.report.gpu_tests import Failure, outcomes
 from benchmarks.report.predictions import beside_measured
@@ -42,12 +45,13 @@ def test_skipped():
 """
 
 
-def on_gpu(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+def on_gpu(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
     return subprocess.run(
         ["bash", str(ROOT / "benchmarks/on_gpu.sh"), *arguments],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHON": sys.executable, "TRITON_INTERPRET": "0", **environment},
+        env={**os.environ, "PYTHON": sys.executable, "TRITON_INTERPRET": "0"},
+        cwd=cwd,
     )
 
 
@@ -98,6 +102,13 @@ def test_a_prediction_names_ways_that_its_case_has(prediction):
     case, way, against, _ = prediction.measured
     entries = CASES[case].build(TINY).entries
     assert entries[way].ours and against in entries
+
+
+@pytest.mark.parametrize("rate", ["0", "-1", "nan", "inf", "fast"])
+def test_a_ceiling_is_a_number_above_0(rate, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        predict.main([f"--copy={rate}"])
+    assert f"argument --copy: it is {rate!r}; it takes a number above 0" in capsys.readouterr().err
 
 
 def test_predictions_stand_beside_what_came_out():
@@ -174,6 +185,41 @@ def test_on_gpu_refuses_what_it_does_not_know(tmp_path, arguments):
     done = on_gpu(*(argument.format(out=tmp_path) for argument in arguments))
     assert done.returncode == 2
     assert "usage: benchmarks/on_gpu.sh OUT [--brief] [--dry-run] [PIECE ...]" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("piece", "status", "said"),
+    [("report", 2, "small.json is no JSON"), ("failed", 1, "No such file or directory")],
+)
+def test_a_piece_that_fails_is_named_and_tells_by_the_status(piece, status, said, tmp_path):
+    out = tmp_path / "a run"
+    out.mkdir()
+    (out / "small.json").write_text("")
+    done = on_gpu("a run", "--dry-run", piece, cwd=tmp_path)
+    assert done.returncode == 1 and said in done.stdout
+    assert f"== {piece}: exit {status} after" in (out / "pieces.txt").read_text()
+    assert f"all of it is in {out}.tar.gz" in done.stdout
+
+
+def test_a_place_that_takes_no_file_ends_it_at_once():
+    done = on_gpu("/proc", "--dry-run", "report")
+    assert done.returncode == 2 and "/proc/pieces.txt" in done.stderr and not done.stdout
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_the_piece_and_all_that_would_follow(tmp_path):
+    out = tmp_path / "run"
+    command = ["bash", ROOT / "benchmarks/on_gpu.sh", out, "--dry-run", "kernels", "train"]
+    process = subprocess.Popen(
+        command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env={**os.environ, "PYTHON": sys.executable, "TRITON_INTERPRET": "0"},
+    )  # fmt: skip
+    until(lambda: (out / "kernel_copy.json").exists(), seconds=120)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) == 130
+    assert "KeyboardInterrupt" in (out / "kernels.log").read_text()
+    assert (out / "pieces.txt").read_text() == "== kernels: interrupted\n"
+    assert Path(f"{out}.tar.gz").exists() and not (out / "train.log").exists()
 
 
 def test_the_names_of_cases_are_pieces():

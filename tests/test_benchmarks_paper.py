@@ -5,11 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 
 import pytest
@@ -20,11 +15,10 @@ from acn_kernels.analysis import costs
 from acn_kernels.models import create
 from acn_kernels.training.digits import Split
 from acn_kernels.training.schedules import DepthSchedule
-from benchmarks.paper import __main__ as command
-from benchmarks.paper import continual, dry_run, exits, measures, records, report, runner, trained
+from benchmarks.paper import continual, exits, measures, records, report, runner, trained
 from benchmarks.paper.altered import mirrored_and_shifted
 from benchmarks.paper.experiments import EXPERIMENTS, NOT_RUN, cheaper
-from benchmarks.paper.spec import PRESETS, Data, Row
+from benchmarks.paper.spec import PRESETS, Row
 from benchmarks.paper.trained import Context, OutOfTime
 from benchmarks.paper.verdicts import judge
 
@@ -107,81 +101,7 @@ def test_runs_in_two_processes_give_the_same(work, tmp_path):
     assert one["runs"] == two["runs"]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there are no process groups to ask")
-def test_ended_by_a_signal_it_leaves_no_process_behind(tmp_path):
-    """As ``timeout`` ends it: a worker that went on would take its core from what comes next."""
-    work = tmp_path / "work"
-    process = subprocess.Popen(
-        [
-            sys.executable, "-m", "benchmarks.paper", "--preset", "smoke", "--experiment", "fig6",
-            "--seeds", "200", "--jobs", "2", "--out", tmp_path / "out", "--work", work,
-        ],
-        start_new_session=True, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        until(lambda: list(work.glob("networks/*.lock")), seconds=120)
-        process.terminate()
-        assert process.wait(30) == 128 + signal.SIGTERM
-        until(lambda: not has_processes(process.pid), seconds=30)
-    finally:
-        if has_processes(process.pid):
-            os.killpg(process.pid, signal.SIGKILL)
-    assert not list((tmp_path / "out").iterdir())
-
-
-def until(it_is_so, seconds):
-    deadline = time.monotonic() + seconds
-    while not it_is_so():
-        assert time.monotonic() < deadline, "it never came to be"
-        time.sleep(0.05)
-
-
-def has_processes(group):
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-@pytest.mark.parametrize(
-    ("option", "value", "message"),
-    [
-        ("--device", "blah", "device is 'blah'; it takes cpu, cuda"),
-        ("--device", "cuda:x", "device is 'cuda:x'; it takes cpu, cuda"),
-        ("--device", f"cuda:{torch.cuda.device_count()}", "device is 'cuda:"),
-        ("--jobs", "0", "--jobs is 0; it takes an integer of at least 1"),
-        ("--seeds", "0", "--seeds is 0; it takes an integer of at least 1"),
-        ("--budget", "nan", "--budget is nan; it takes a number of seconds"),
-        ("--out", __file__, f"--out is {__file__!r}; it takes a folder"),
-        ("--work", __file__, f"--work is {__file__!r}; it takes a folder"),
-    ],
-)
-def test_what_cannot_be_followed_is_said_before_anything_starts(
-    option, value, message, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setattr(runner, "run", lambda *_: pytest.fail("it ran"))
-    places = ["--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
-    assert command.main(["--preset", "smoke", "--all", *places, option, value]) == 2
-    printed = capsys.readouterr()
-    assert message in printed.err and printed.err.count("\n") == 1 and not printed.out
-
-
-def test_a_dry_run_asks_for_no_device(capsys):
-    gpu = f"cuda:{torch.cuda.device_count()}"
-    assert command.main(["--experiment", "fig6", "--dry-run", "--device", gpu]) == 0
-    assert command.main([]) == 2
-    assert "it takes --experiment, --all or --report" in capsys.readouterr().err
-
-
-def test_missing_data_fails_with_its_reason(tmp_path, monkeypatch, capsys):
-    monkeypatch.delenv("ACN_DATA_DIR", raising=False)
-    status = command.main([
-        "--experiment", "fig6", "--preset", "small", "--jobs", "1", "--seeds", "1",
-        "--out", str(tmp_path), "--work", str(tmp_path),
-    ])  # fmt: skip
-    assert status == 2
-    assert "no data folder: name one by --data-dir" in capsys.readouterr().err
+def test_data_that_the_folder_lacks_fails_with_its_reason(tmp_path, capsys):
     lacking = settings(tmp_path, tmp_path, preset="small", data_dir=str(tmp_path))
     outcome = runner.run(["table3_cifar100_5"], lacking)
     assert len(outcome.absent) == 4 and not outcome.failed
@@ -204,13 +124,10 @@ def test_an_edited_result_is_refused(tmp_path):
         records.read_all(tmp_path, "abc")
 
 
-def test_a_result_of_another_commit_is_refused(tmp_path, capsys):
-    records.write(tmp_path / "smoke" / "fig6.json", sealed())
+def test_a_result_of_another_commit_is_refused(tmp_path):
+    records.write(tmp_path / "fig6.json", sealed())
     with pytest.raises(records.Refused, match="measured with other code, at commit 1"):
-        records.read_all(tmp_path / "smoke")
-    assert command.main(["--report", "--preset", "smoke", "--out", str(tmp_path)]) == 2
-    assert "other code" in capsys.readouterr().err
-    assert not (tmp_path / "smoke" / "report.md").exists()
+        records.read_all(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -345,15 +262,6 @@ def test_what_leaving_early_loses_by_hand():
     assert found.at(3.0)["exit_accuracy"] == 0.5 and found.at(3.0)["accuracy"] == 1.0
 
 
-def test_dry_run_of_the_paper_needs_no_data(capsys):
-    chosen = [f"--experiment={name}" for name in ("fig4", "table5")]
-    assert command.main(["--preset", "paper", *chosen, "--dry-run"]) == 0
-    printed = capsys.readouterr().out
-    assert "DenseFormer" in printed and "TFLOPs in all" in printed and "QQP and QNLI" in printed
-    assert dry_run.samples(Data("cifar10", per_class=100)) == 1000
-    assert dry_run.samples(Data("cifar10", classes=(0, 1), train=20_000)) == 10_000
-
-
 @pytest.mark.parametrize("preset", PRESETS)
 def test_rows_name_networks_that_there_are(preset):
     experiments = [e for e in EXPERIMENTS.values() if preset in e.presets]
@@ -366,14 +274,6 @@ def test_rows_name_networks_that_there_are(preset):
         assert not left_out or (experiment.name == "cheaper" and preset in cheaper.LEFT_OUT)
         assert all({row.of, row.against} <= everything for row in experiment.rows)
         assert all(training.loss in trained.LOSSES for training in networks.values())
-
-
-def test_a_preset_has_experiments_of_its_own(capsys):
-    assert command.main(["--preset", "medium", "--experiment", "fig6"]) == 2
-    assert "--preset medium has only fig1_2, table2, table5, cheaper" in capsys.readouterr().err
-    assert command.main(["--preset", "medium", "--all", "--dry-run"]) == 0
-    printed = capsys.readouterr().out
-    assert "cheaper" in printed and "fig6" not in printed
 
 
 def test_altered_images_are_mirrored_and_shifted():

@@ -7,6 +7,7 @@ import statistics
 from pathlib import Path
 
 import pytest
+from refusals import refusal
 from small_case import small_run
 
 from benchmarks.report import __main__ as command
@@ -104,26 +105,17 @@ def test_an_empty_folder_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["run", "nowhere"])
-def test_a_report_that_cannot_be_written_says_why_in_one_line(name, tmp_path, monkeypatch, capsys):
+def test_a_report_that_cannot_be_written_says_why_in_one_line(name, tmp_path, capsys):
     small_run(tmp_path / "run")
     (tmp_path / "run" / "cut.json").write_text("")
-    capsys.readouterr()
-    monkeypatch.setattr("sys.argv", ["report", str(tmp_path / name)])
-    assert command.main() == 2
-    printed = capsys.readouterr()
     wanted = {"run": "cut.json is no JSON: ", "nowhere": "nowhere holds no result"}
-    assert wanted[name] in printed.err and printed.err.count("\n") == 1 and not printed.out
+    assert wanted[name] in refusal(capsys, command.main, tmp_path / name)
 
 
-def test_a_readme_that_is_not_there_is_said_before_anything_is_written(
-    tmp_path, monkeypatch, capsys
-):
+def test_a_readme_that_is_not_there_is_said_before_anything_is_written(tmp_path, capsys):
     file = small_run(tmp_path)
-    capsys.readouterr()
-    monkeypatch.setattr("sys.argv", ["report", str(tmp_path), "--readme", "nofile.md"])
-    assert command.main() == 2
-    said = "benchmarks.report: --readme is 'nofile.md', which is no file\n"
-    assert capsys.readouterr() == ("", said)
+    said = refusal(capsys, command.main, tmp_path, "--readme", "nofile.md")
+    assert said == "benchmarks.report: --readme is 'nofile.md', which is no file\n"
     assert list(tmp_path.iterdir()) == [file]
 
 
@@ -132,6 +124,29 @@ def test_json_of_others_is_left_out(tmp_path):
     (tmp_path / "number.json").write_text("5")
     (tmp_path / "other.json").write_text('{"case": "no samples"}')
     assert [result.name for result in load(tmp_path)] == ["small"]
+
+
+def test_a_result_that_was_changed_is_refused(tmp_path, capsys):
+    file = small_run(tmp_path)
+    raw = json.loads(file.read_text())
+    raw["seconds"]["better"] = [seconds / 2 for seconds in raw["seconds"]["better"]]
+    file.write_text(json.dumps(raw))
+    said = refusal(capsys, command.main, tmp_path)
+    assert f"{file} was changed after it was written: its checksum does not fit" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seconds": {"peer": [1.0], "ours": []}}, "its ways differ in their samples' number"),
+        ({"seconds": {"peer": [1.0], "ours": [0.0]}}, "or some are no times"),
+        ({"environment": None}, "is no whole result: it lacks environment"),
+    ],
+)
+def test_what_is_no_whole_result_is_refused(change, message, tmp_path, capsys):
+    raw = {key: value for key, value in raw_result(**change).items() if value is not None}
+    (tmp_path / "some_case.json").write_text(json.dumps(raw))
+    assert message in refusal(capsys, command.main, tmp_path)
 
 
 def test_results_are_in_the_order_of_their_batches(tmp_path):

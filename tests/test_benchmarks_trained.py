@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from refusals import refusal
 from small_case import TINY
 from torch import nn
 
@@ -72,30 +73,27 @@ def test_every_way_runs_as_many_images(batch, images, folder):
     assert f"{images} images in batches of {batch}," in ways.what
 
 
-def run_command(monkeypatch, out, *arguments) -> int:
-    monkeypatch.setattr("sys.argv", ["trained", "--out", str(out), *map(str, arguments)])
-    return command.main()
-
-
 def test_the_command_tells_whether_a_case_failed(folder, tmp_path, monkeypatch, capsys):
     quick = partial(run, plan=Plan(quick=True, ours_only=True))
     monkeypatch.setattr(command, "run", lambda cases, out, _: quick(cases, out, TINY))
     arguments = ["--model", f"acn={folder}", "--data", "digits", "--batch", "200"]
-    assert run_command(monkeypatch, tmp_path, *arguments) == 0
+    arguments += ["--out", str(tmp_path)]
+    assert command.main(arguments) == 0
     monkeypatch.setattr(command, "points", lambda _: 1 / 0)
-    assert run_command(monkeypatch, tmp_path, *arguments) == 1
+    assert command.main(arguments) == 1
     assert "trained_acn_b200: building the case failed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--model", "acn=nowhere", "nowhere/config.json"),
-        ("--model", "acn={hybrid}", "is wired hybrid; it takes acn or residual"),
+        ("--model", "other=nowhere", "nowhere/config.json"),
+        ("--model", "ACN={hybrid}", "--model has the names acn, ACN; their files need different"),
+        ("--model", "other={hybrid}", "is wired hybrid; it takes acn or residual"),
         ("--data", "nowhere", "data is 'nowhere', which is not there"),
         ("--device", "blah", "device is 'blah'; it takes cpu, cuda"),
         ("--batch", "0", "--batch is 0; it takes an integer of at least 1"),
-        ("--out", __file__, f"--out is {__file__!r}; it takes a folder"),
+        ("--out", __file__, f"--out: no file can be written into {__file__!r}: "),
     ],
 )
 def test_what_cannot_be_loaded_is_said_before_any_case(
@@ -104,11 +102,9 @@ def test_what_cannot_be_loaded_is_said_before_any_case(
     monkeypatch.setattr(command, "run", lambda *_: pytest.fail("it ran"))
     for wiring in ("acn", "hybrid"):
         create("acn_mixer_digits", depth=LAYERS, wiring=wiring).save_pretrained(tmp_path / wiring)
-    given = ["--model", f"acn={tmp_path / 'acn'}", "--data", "digits"]
+    given = ["--model", f"acn={tmp_path / 'acn'}", "--data", "digits", "--out", tmp_path / "out"]
     value = value.format(hybrid=tmp_path / "hybrid")
-    assert run_command(monkeypatch, tmp_path / "out", *given, option, value) == 2
-    printed = capsys.readouterr()
-    assert message in printed.err and printed.err.count("\n") == 1 and not printed.out
+    assert message in refusal(capsys, command.main, *given, option, value)
     assert not (tmp_path / "out").exists()
 
 

@@ -76,6 +76,14 @@ def test_the_report_is_plain_data(known_state):
     assert len(facts["gpus"]) == (torch.cuda.device_count() if torch.cuda.is_available() else 0)
 
 
+def test_a_triton_that_does_not_import_is_a_finding(known_state, tmp_path, monkeypatch, capsys):
+    (tmp_path / "triton.py").write_text("raise ImportError('libtriton.so: no such file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "triton", raising=False)
+    assert doctor.main() == 0
+    assert "does not import (libtriton.so: no such file)" in capsys.readouterr().out
+
+
 def test_the_report_asks_dispatch_about_every_backend():
     backends = doctor.report()["backends"]
     assert set(backends) == {"triton", "native", "torch"}

@@ -10,7 +10,7 @@ from layers import BACKENDS, TRITON, Opaque, Shift, device_of, make_norm, packed
 from torch import nn
 
 import acn_kernels as acn
-from acn_kernels import FusedACNStack, _extension, dispatch
+from acn_kernels import FusedACNStack, _extension, dispatch, functional
 
 
 def make_stack(layers=(Shift, Shift), **options):
@@ -78,6 +78,25 @@ def test_direct_gradient_only_and_foreign_final_norm():
     layer, total = acn.explain(stack, torch.randn(2, 7))
     assert "direct gradient only" in layer.reason
     assert "Identity runs as the module it is" in total.reason
+
+
+@pytest.mark.parametrize("gradients", [True, False], ids=["training", "inference"])
+@pytest.mark.parametrize(
+    "options", [{}, {"direct_gradient_only": True}, {"include_input": False}, {"rows": "first"}],
+    ids=str,
+)  # fmt: skip
+def test_names_the_operation_that_each_layer_enters_by(options, gradients, monkeypatch):
+    stack, x, entered = make_stack(**options), torch.randn(2, 3, 7), []
+
+    def noted(name, operation):
+        return lambda *args: entered.append(name) or operation(*args)
+
+    for name in ("fork", "norm", "accumulate_norm"):
+        monkeypatch.setattr(functional, name, noted(name, getattr(functional, name)))
+    with torch.set_grad_enabled(gradients):
+        parts = acn.explain(stack, x)
+        stack(x)
+    assert [part.reason.split(",")[0].split()[0] for part in parts[:2]] == entered[:2]
 
 
 def test_prints_as_an_aligned_table():

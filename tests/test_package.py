@@ -288,14 +288,28 @@ def test_a_wheel_is_checked_for_the_architectures_that_setup_takes(
     assert not report.failed, capsys.readouterr().out
 
 
+def checked(wheel: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, ROOT / "tools/check_wheel.py", wheel], capture_output=True, text=True
+    )
+
+
+def test_a_wheel_without_its_metadata_fails_the_checks_of_it(tmp_path):
+    wheel = tmp_path / "acn_kernels-0.1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as file:
+        file.writestr("acn_kernels/__init__.py", "")
+    done = checked(wheel)
+    assert done.returncode == 1 and not done.stderr
+    assert "FAIL  METADATA once in the wheel: nowhere" in done.stdout
+    assert "ok    compiled: nothing" in done.stdout, "and all others are made"
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_a_wheel_that_cannot_be_read_is_said_in_one_line(there, tmp_path):
     wheel = tmp_path / "acn_kernels-0.1.0-py3-none-any.whl"
     if there:
         wheel.touch()
-    done = subprocess.run(
-        [sys.executable, ROOT / "tools/check_wheel.py", wheel], capture_output=True, text=True
-    )
+    done = checked(wheel)
     assert done.returncode == 1 and not done.stdout
     assert f"{wheel} cannot be read: " in done.stderr and done.stderr.count("\n") == 1
 

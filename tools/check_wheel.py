@@ -96,8 +96,9 @@ def output(*command: object) -> str:
 
 def check_metadata(report: Report, wheel: zipfile.ZipFile, name: Name) -> None:
     def headers(file: str):
-        path = next(n for n in wheel.namelist() if n.endswith(f".dist-info/{file}"))
-        return email.parser.Parser().parsestr(wheel.read(path).decode())
+        found = [n for n in wheel.namelist() if n.endswith(f".dist-info/{file}")]
+        report.check(len(found) == 1, f"{file} once in the wheel: {', '.join(found) or 'nowhere'}")
+        return email.parser.Parser().parsestr(wheel.read(found[0]).decode() if found else "")
 
     metadata, about = headers("METADATA"), headers("WHEEL")
     version = f"{name.version}+{name.local}" if name.local else name.version

@@ -25,8 +25,8 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> int:
-    arguments = parser().parse_args()
+def main(argv: list[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
     try:
         _report(arguments)
     except (ValueError, OSError) as error:

@@ -5,6 +5,7 @@ FILE is what ``pytest --junit-xml=FILE -o junit_family=xunit1`` wrote.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -63,8 +64,12 @@ def _telling_line(wrong: ElementTree.Element) -> str:
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.report.gpu_tests", description=__doc__
+    )
+    parser.add_argument("file", type=Path, metavar="FILE")
     try:
-        failures = outcomes(Path(sys.argv[1])).failures
+        failures = outcomes(parser.parse_args().file).failures
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import statistics
 from collections.abc import Iterable, Sequence
@@ -10,7 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.sealed import was_changed
 from benchmarks.throughput.case import COPY_CEILING, FASTEST_PEER, Comparison
+
+_NEEDED = (
+    "what", "device", "dtype", "peer", "ways", "missing", "bytes_moved", "first_call",
+    "environment",
+)  # fmt: skip
 
 
 class Spread(NamedTuple):
@@ -144,24 +151,32 @@ def load(folder: Path) -> list[Result]:
 
     Raises:
         FileNotFoundError: there are none.
-        ValueError: a file is no JSON.
+        ValueError: a file is no JSON, no whole result, or was changed since it was written.
     """
-    raw = [_read(file) for file in sorted(folder.glob("*.json"), key=_numbers_apart)]
-    results = [
-        Result(fields)
-        for fields in raw
-        if isinstance(fields, dict) and "case" in fields and "seconds" in fields
-    ]
+    files = sorted(folder.glob("*.json"), key=_numbers_apart)
+    results = [result for result in map(_read, files) if result is not None]
     if not results:
         raise FileNotFoundError(f"{folder} holds no result of benchmarks.throughput")
     return results
 
 
-def _read(file: Path) -> Any:
+def _read(file: Path) -> Result | None:
+    """None where the file is of another kind."""
     try:
-        return json.loads(file.read_text())
+        fields = json.loads(file.read_text())
     except ValueError as error:
         raise ValueError(f"{file} is no JSON: {error}") from error
+    if not (isinstance(fields, dict) and "case" in fields and "seconds" in fields):
+        return None
+    lacking = [key for key in _NEEDED if key not in fields]
+    if lacking:
+        raise ValueError(f"{file} is no whole result: it lacks {', '.join(lacking)}")
+    if was_changed(fields):
+        raise ValueError(f"{file} was changed after it was written: its checksum does not fit")
+    samples = list(fields["seconds"].values())
+    if len(set(map(len, samples))) > 1 or not all(0 < s < math.inf for way in samples for s in way):
+        raise ValueError(f"{file}: its ways differ in their samples' number, or some are no times")
+    return Result(fields)
 
 
 def _numbers_apart(file: Path) -> list[tuple[str, int]]:

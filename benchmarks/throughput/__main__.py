@@ -10,11 +10,12 @@ from pathlib import Path
 
 from acn_kernels.validation import check_device
 from benchmarks.arguments import check_budget, make_folder
-from benchmarks.throughput.case import Setting
+from benchmarks.throughput.case import Case, Setting
+from benchmarks.throughput.check import problems
 from benchmarks.throughput.runner import Plan, run
-from benchmarks.throughput.suites import SUITES
+from benchmarks.throughput.suites import SUITES, cases_of
 
-CASES_LEFT = 3  # the exit status when the budget ended the run early
+CASES_LEFT, SOME_FAILED = 3, 1  # exit statuses; the first where the budget ended the run early
 
 
 def parser() -> argparse.ArgumentParser:
@@ -35,7 +36,8 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--budget", type=float, metavar="SECONDS",
-        help=f"begin no case that would end later; exits with {CASES_LEFT} where some are left",
+        help="begin no case once three fifths are spent, and take the rounds that fit; exits with "
+        f"{CASES_LEFT} where some are left",
     )  # fmt: skip
     parser.add_argument(
         "--resume", action="store_true", help="keep what this code measured in DIR on this device"
@@ -46,27 +48,22 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check(arguments: argparse.Namespace) -> None:
-    """Raises ValueError where an option cannot be followed."""
-    known = [case.name for case in SUITES[arguments.suite]]
-    unknown = sorted(set(arguments.case or ()) - set(known))
-    if unknown:
-        raise ValueError(f"no case {', '.join(unknown)}; the suite has {', '.join(known)}")
+def _chosen(arguments: argparse.Namespace) -> list[Case]:
+    """The cases; ValueError where an option cannot be followed."""
+    cases = cases_of([arguments.suite], arguments.case)
     check_budget(arguments.budget)
     check_device(arguments.device)
     make_folder("--out", arguments.out)
+    return cases
 
 
-def main() -> int:
-    arguments = parser().parse_args()
+def main(argv: list[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
     try:
-        _check(arguments)
+        cases = _chosen(arguments)
     except ValueError as error:
         print(f"benchmarks.throughput: {error}", file=sys.stderr)
         return 2
-    cases = SUITES[arguments.suite]
-    if arguments.case:
-        cases = [case for case in cases if case.name in arguments.case]
     plan = Plan(
         arguments.quick, arguments.budget, arguments.resume, arguments.ours, arguments.brief
     )
@@ -75,10 +72,12 @@ def main() -> int:
         # An empty cache, so that first calls show what compiling takes and not what is left of it.
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", cache)
         left = run(cases, arguments.out, setting, plan)
+    found = problems((case for case in cases if case.name not in left), arguments.out)
+    for problem in found:
+        print(problem, file=sys.stderr)
     if left:
         print(f"left for another run with --resume: {', '.join(left)}")
-        return CASES_LEFT
-    return 0
+    return SOME_FAILED if found else CASES_LEFT if left else 0
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks.throughput.case import Case
-from benchmarks.throughput.suites import SUITES
+from benchmarks.throughput.suites import SUITES, cases_of
 
 
 def problems(cases: Iterable[Case], folder: Path) -> list[str]:
@@ -27,10 +27,11 @@ def problems(cases: Iterable[Case], folder: Path) -> list[str]:
             continue
         try:
             result = json.loads(file.read_text())
+            found += [f"{case.name}: {problem}" for problem in _problems(result)]
         except ValueError as error:
             found.append(f"{case.name}: {file} is no JSON: {error}")
-            continue
-        found += [f"{case.name}: {problem}" for problem in _problems(result)]
+        except (KeyError, TypeError, AttributeError):
+            found.append(f"{case.name}: {file} is no result of benchmarks.throughput")
     return found
 
 
@@ -54,7 +55,7 @@ def _problems(result: dict) -> Iterable[str]:
             yield f"has no {key}"
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.throughput.check",
         description="Checks the files of a run; prints what is wrong and exits with 1.",
@@ -62,11 +63,13 @@ def main() -> int:
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("--suite", choices=SUITES, nargs="+", default=["all"])
     parser.add_argument("--case", action="append", metavar="NAME", help="only cases so named")
-    arguments = parser.parse_args()
-    cases = {case.name: case for suite in arguments.suite for case in SUITES[suite]}
-    if arguments.case:
-        cases = {name: cases[name] for name in arguments.case}
-    found = problems(cases.values(), arguments.folder)
+    arguments = parser.parse_args(argv)
+    try:
+        cases = cases_of(arguments.suite, arguments.case)
+    except ValueError as error:
+        print(f"benchmarks.throughput.check: {error}", file=sys.stderr)
+        return 2
+    found = problems(cases, arguments.folder)
     print("\n".join(found) or f"{len(cases)} cases, every way measured or missing for a reason")
     return int(bool(found))
 

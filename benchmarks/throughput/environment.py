@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import os
 import platform
 import shutil
@@ -14,6 +15,7 @@ import torch
 from acn_kernels import doctor
 
 _ROOT = Path(__file__).parents[2]
+_PEERS = ("onnxruntime", "liger-kernel")
 _CODE = {".py", ".cpp", ".cu", ".h", ".cuh"}
 _CLOCKS = (
     "clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "power.limit",
@@ -25,6 +27,7 @@ def environment() -> dict[str, object]:
     """Versions, devices, threads and the commit (with "-dirty" where the tree has changes)."""
     return {
         **doctor.report(),
+        "peers": {name: _version(name) for name in _PEERS},
         "machine": platform.machine(),
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -49,6 +52,13 @@ def clocks() -> list[dict[str, str]]:
     query = ["--query-gpu=" + ",".join(_CLOCKS), "--format=csv,noheader"]
     lines = (_answer("nvidia-smi", *query) or "").splitlines()
     return [dict(zip(_CLOCKS, map(str.strip, line.split(",")), strict=False)) for line in lines]
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _processor() -> str:

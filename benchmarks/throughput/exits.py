@@ -108,7 +108,8 @@ def early_exit(
             same_work=False,
         )  # fmt: skip
         aims = targets if setting.on_gpu else {}
-        ways.compare(f"{EXITING} against {MASKED}", EXITING, MASKED)
+        for against in (MASKED, f"{MASKED}, compiled", f"{FULL}, compiled"):
+            ways.compare(f"{EXITING} against {against}", EXITING, against)
         ways.compare(f"{EXITING} against {FULL}", EXITING, FULL, aims.get("full_depth"))
         ways.compare(f"{EXITING} against the stack cut to {cut_to}", EXITING, cut)
         for alike in (f"{EXITING} without exits", f"{EXITING} of {cut_to} layers"):

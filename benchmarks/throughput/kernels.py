@@ -176,6 +176,7 @@ def connections(setting: Setting) -> Ways:
     ways = _ways(f"long connections of {SOURCES - 1} layers", xs[0], passes * xs[0].nbytes)
     ways.add("torch adds + norms", both_ways(acn))
     ways.add_ours("forks and join", both_ways(fused))
+    ways.add("compiled adds + norms", both_ways(compiled(acn, setting)))
     ways.add("residual, torch adds + norms", both_ways(lambda: residual(torch_add_norm)))
     ways.add("residual, Liger fused add + RMSNorm", both_ways(lambda: residual(fused_residual)))
     return ways

@@ -12,6 +12,7 @@ import torch
 
 from acn_kernels.files import written_whole
 from acn_kernels.timing import interleaved_seconds
+from benchmarks.sealed import sealed
 from benchmarks.throughput.case import Case, Entry, Missing, Setting, Ways
 from benchmarks.throughput.ceilings import ceilings
 from benchmarks.throughput.environment import clocks, environment
@@ -29,6 +30,8 @@ QUICK_ROUNDS = 3
 BRIEF_ROUNDS = 9
 _LEAST_ROUNDS = 5
 _LONGEST_ERROR = 2000
+# |value - truth| / |truth| that rounding, and samples on the edge of an exit, can come to.
+MOST_ERROR = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 SHORTEST_SAMPLE = 0.03  # seconds, on a CPU
 _OUT_OF_TIME = "no time was left in this run (--budget)"
 _NOT_IN_BRIEF = "compiled ways that no target names are left out of a brief run"
@@ -93,7 +96,7 @@ def run(cases: Iterable[Case], out: Path, setting: Setting, plan: Plan = Plan())
             "environment": machine,
         }
         with written_whole(file) as path:
-            path.write_text(json.dumps(result, indent=1) + "\n")
+            path.write_text(json.dumps(sealed(result), indent=1) + "\n")
         print(_line(result), flush=True)
     return left
 
@@ -169,7 +172,7 @@ class Outcome:
             self.facts[name] = {
                 "seconds": seconds,
                 "like": entry.like,
-                "relative_error": self._error(name, value, entry.like),
+                "relative_error": self._error(name, value, entry.like, MOST_ERROR[setting.dtype]),
                 "peak_bytes": None if entry.graphed else peak_bytes(entry.call, setting),
                 "kept_bytes": None if entry.graphed else kept_bytes(entry.call, setting),
             }
@@ -178,11 +181,16 @@ class Outcome:
         except Exception as error:
             self._fail(name, error)
 
-    def _error(self, name: str, value: torch.Tensor, like: str | None) -> float | None:
+    def _error(self, name: str, value: torch.Tensor, like: str | None, most: float) -> float | None:
         if name in self.values:
             self.values[name] = value
         truth = self.values[like]
-        return None if truth is None else relative_error(value, truth)
+        if truth is None:
+            return None
+        error = relative_error(value, truth)
+        if error > most:
+            raise ValueError(f"its value differs by {error:.2g} of that of {like}, its like")
+        return error
 
     def _fail(self, name: str, error: Exception) -> None:
         self.failed[name] = _told(error)
@@ -264,19 +272,22 @@ def _aimed_at(ways: Ways) -> set[str]:
 def _finished(file: Path, machine: dict, setting: Setting, plan: Plan) -> bool:
     """Whether an earlier run measured all of the case, without a failure, on the same code and
     device; a quick or brief one, or one without peers, did so for another of its kind alone."""
+    same = (
+        "sources", "extension", "torch", "triton", "peers", "gpus", "driver", "processor",
+        "threads",
+    )  # fmt: skip
+    lacking = {"quick": plan.quick, "brief": plan.brief, "ours_only": plan.ours_only}
     try:
         result = json.loads(file.read_text())
-    except (OSError, ValueError):
+        return (
+            all(result["environment"].get(key) == machine[key] for key in same)
+            and (result["device"], result["tiny"]) == (setting.device, setting.tiny)
+            and _OUT_OF_TIME not in result["missing"].values()
+            and not result["failed"]
+            and all(wanted or not result.get(kind) for kind, wanted in lacking.items())
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or another's file
         return False
-    same = ("sources", "torch", "gpus", "processor", "threads")
-    lacking = {"quick": plan.quick, "brief": plan.brief, "ours_only": plan.ours_only}
-    return (
-        all(result["environment"].get(key) == machine[key] for key in same)
-        and (result["device"], result["tiny"]) == (setting.device, setting.tiny)
-        and _OUT_OF_TIME not in result["missing"].values()
-        and not result["failed"]
-        and all(wanted or not result.get(kind) for kind, wanted in lacking.items())
-    )
 
 
 def _told(error: Exception) -> str:

@@ -162,7 +162,8 @@ def _add_all_rows(ways: Ways, parts: Parts, setting: Setting) -> None:
 
 
 def _add_first_row(ways: Ways, parts: Parts, setting: Setting) -> None:
-    """A head that reads the first token alone: g speaks of that row only."""
+    """A head that reads the first token alone: g speaks of that row only. Ours leave out products
+    of the last layer's other rows."""
     layers, norm, x, g = parts
     loop, residual = PlainLoop(layers, norm), PlainResidual(layers, norm)
     fused = FusedACNStack(layers, norm, rows="first")
@@ -172,9 +173,9 @@ def _add_first_row(ways: Ways, parts: Parts, setting: Setting) -> None:
     ways.add(
         f"{NAIVE_FIRST}, compiled", compiled_step(loop, x, g, setting, rows=row), like=NAIVE_FIRST
     )
-    ways.add_ours(FIRST_ROW, step(fused, x, g, row), like=NAIVE_FIRST)
+    ways.add_ours(FIRST_ROW, step(fused, x, g, row), like=NAIVE_FIRST, same_work=False)
     ways.add(f"{RESIDUAL}, rows first", step(residual, x, g, row), like=None)
-    ways.add_ours(FIRST_ROW_WITHOUT_Y, step(chain, x, g, row), like=None)
+    ways.add_ours(FIRST_ROW_WITHOUT_Y, step(chain, x, g, row), like=None, same_work=False)
 
 
 def linear_step(

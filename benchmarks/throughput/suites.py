@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 from benchmarks.throughput.case import Case, Setting, Ways
@@ -40,3 +41,16 @@ SUITES: dict[str, tuple[Case, ...]] = {
     "gpt9x512": GPT_9X512_CASES,
 }
 SUITES["all"] = tuple(case for cases in SUITES.values() for case in cases)
+
+
+def cases_of(suites: Iterable[str], names: Collection[str] | None = None) -> list[Case]:
+    """The cases of the suites, each once; those with these names alone, where any are given.
+
+    Raises:
+        ValueError: no case of them has such a name.
+    """
+    cases = {case.name: case for suite in suites for case in SUITES[suite]}
+    unknown = sorted(set(names or ()) - set(cases))
+    if unknown:
+        raise ValueError(f"no case {', '.join(unknown)}; the suite has {', '.join(cases)}")
+    return [case for case in cases.values() if not names or case.name in names]

@@ -179,9 +179,8 @@ def curve(trained: Trained, batch: int) -> Callable[[Setting], Ways]:
                 same_work=False,
             )
             ways.quality[str(point)] = point.accuracy
-        ways.compare(
-            f"within {100 * DROP:g} points of {100 * full:.1f} %", str(equal), FASTEST_PEER, _AIM
-        )
+        what = f"chosen to cost {100 * DROP:g} points of {100 * full:.1f} %"
+        ways.compare(what, str(equal), FASTEST_PEER, _AIM)
         ways.compare("the engine at full depth", f"{EXITING} without exits", FASTEST_PEER, 1.0)
         for point in others:
             ways.compare(
@@ -196,13 +195,20 @@ def curve(trained: Trained, batch: int) -> Callable[[Setting], Ways]:
 
 def cases(models: Iterable[Trained], batches: Iterable[int]) -> list[Case]:
     """One for each model and batch size."""
-    found = []
-    for trained in models:
-        name = trained.name.lower().replace(" ", "_").replace("-", "_")
-        for batch in batches:
-            key = f"trained_{name}_b{batch}"
-            found.append(Case(key, curve(trained, batch), rounds=15 if batch < 1000 else 7))
-    return found
+    return [
+        Case(
+            f"trained_{_key(trained)}_b{batch}",
+            curve(trained, batch),
+            rounds=15 if batch < 1000 else 7,
+        )
+        for trained in models
+        for batch in batches
+    ]
+
+
+def _key(trained: Trained) -> str:
+    """The name as it stands in those of the files."""
+    return trained.name.lower().replace(" ", "_").replace("-", "_")
 
 
 def _named_folder(text: str) -> tuple[str, Path]:
@@ -239,17 +245,19 @@ def _loaded(arguments: argparse.Namespace) -> list[Trained]:
     for batch in arguments.batch or ():
         check_size("--batch", batch, 1)
     models = [
-        Trained(name, folder, arguments.data, arguments.device)
-        for name, folder in dict(arguments.model).items()
+        Trained(name, folder, arguments.data, arguments.device) for name, folder in arguments.model
     ]
+    if len({_key(trained) for trained in models}) < len(models):
+        names = ", ".join(trained.name for trained in models)
+        raise ValueError(f"--model has the names {names}; their files need different ones")
     for trained in models:
         trained.check()
     make_folder("--out", arguments.out)
     return models
 
 
-def main() -> int:
-    arguments = parser().parse_args()
+def main(argv: list[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
     try:
         models = _loaded(arguments)
     except (ValueError, OSError, ModuleNotFoundError) as error:
