@@ -16,6 +16,7 @@ from acn_kernels.functional.checks import (
     check_norm,
     check_scale,
     check_tensor,
+    check_threshold,
     is_recorded,
 )
 from acn_kernels.norm_spec import NormSpec
@@ -137,10 +138,7 @@ def _check_exit(x, y, spec, weight, bias, threshold, scale, pooling) -> None:
         raise ValueError(f"pooling is {pooling!r}; it takes one of {', '.join(POOLINGS)}")
     if x.shape[1] == 0:
         raise ValueError(f"x has shape {tuple(x.shape)}; pooling takes at least one token")
-    if isinstance(threshold, bool) or not isinstance(threshold, (int, float)):
-        raise TypeError(f"threshold is a {type(threshold).__name__}; it takes a number of nats")
-    if threshold != threshold:
-        raise ValueError("threshold is nan; it takes a number of nats")
+    check_threshold(threshold)
     if y is not None:
         check_tensor("y", y)
         tokens = x.shape[1] if pooling == "mean" or y.dim() != 3 else max(1, y.shape[1])
@@ -149,7 +147,7 @@ def _check_exit(x, y, spec, weight, bias, threshold, scale, pooling) -> None:
                 f"y is {y.dtype} of shape {tuple(y.shape)}; the sum of x {tuple(x.shape)} is "
                 f"{sum_dtype(x.dtype)} of that shape"
             )
-    check_scale(scale)
+    check_scale(x, scale)
     if spec is not None:
         check_norm(x, spec)
     check_tensor("weight", weight)
