@@ -103,7 +103,8 @@ def exit_head(
 def compact(
     stays: Tensor, tensors: Sequence[Tensor], kept: int | None = None, backend: str = "auto"
 ) -> tuple[list[Tensor], Tensor]:
-    """The samples that stay, moved to the front in their order; nothing waits for the host.
+    """The samples that stay, moved to the front in their order; nothing waits for the host. Has no
+    gradient.
 
     Args:
         stays: [B] bool.
@@ -118,9 +119,11 @@ def compact(
 
     Raises:
         TypeError, ValueError: an argument is of another kind, shape or device.
-        RuntimeError: a backend asked for by name cannot run here.
+        RuntimeError: a backend asked for by name cannot run here, or a gradient is being recorded.
     """
     _check_compaction(stays, tensors, kept)
+    if is_recorded(None, *tensors):
+        raise RuntimeError("compact has no gradient; call it under torch.no_grad()")
     # Samples are copied whatever they hold, so the choice goes by the device alone.
     probe = torch.empty(1, device=stays.device)
     backend = choose(backend, probe, "compact").backend
