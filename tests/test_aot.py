@@ -302,3 +302,13 @@ def test_a_kernel_is_compiled_as_launched_where_it_forbids_to_specialise():
     for launch in launches:
         signature, _, divisible = launch.specialised()
         assert signature["layer"] == "i32" and "layer" not in divisible
+
+
+def test_a_sample_of_any_size_takes_a_grid_that_there_is():
+    """CUDA allows 65535 programs along the second axis and the third."""
+    from acn_kernels.kernels.compaction import compact
+    from acn_kernels.kernels.recorder import launches_of
+
+    stays = torch.empty(3, dtype=torch.bool, device="meta")
+    (launch,) = launches_of(compact, stays, [torch.empty(3, 2**31, device="meta")], None)
+    assert all(size <= 65535 for size in launch.grid[1:]) and launch.grid[0] < 2**31
