@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from acn_kernels.dispatch import Choice, choose
 from acn_kernels.norm_spec import NormSpec
@@ -45,25 +45,32 @@ def explain(stack: FusedACNStack, x: Tensor) -> Explanation:
     if not isinstance(stack, FusedACNStack):
         raise TypeError(f"stack is a {type(stack).__name__}; it takes a FusedACNStack")
     check_stack_input(x, stack.rows, None)
-    choice = choose(stack.backend, x, None if torch.is_grad_enabled() else "accumulate_norm")
+    running = stack.alpha == 1 and not torch.is_grad_enabled()
+    choice = choose(stack.backend, x, "accumulate_norm" if running else None)
     whole = whole_stack_of(stack, x, len(stack), True)
     if isinstance(whole, WholeStack):
         name = f"layers[0:{len(stack)}]"
         return Explanation([Part(name, whole.backend, f"{whole.operation}: all in one call")])
-    parts = [Part(f"layers[{i}]", *_entry(stack, i, choice)) for i in range(len(stack))]
-    fused = NormSpec.of(stack.norm) is not None or stack.norm is None
-    norm = "" if fused else f"; {type(stack.norm).__name__} runs as the module it is"
+    parts = [
+        Part(f"layers[{i}]", *_entry(stack, i, layer, choice)) for i, layer in enumerate(stack)
+    ]
+    return Explanation([*parts, Part("sum", *_sum(stack, choice))])
+
+
+def _sum(stack: FusedACNStack, choice: Choice) -> tuple[str, str]:
+    known = NormSpec.of(stack.norm) is not None
+    foreign = not known and stack.norm is not None
+    norm = f"; {type(stack.norm).__name__} runs as the module it is" if foreign else ""
     if stack.alpha != 1:
-        parts.append(Part("sum", "torch", f"alpha is {stack.alpha}: the sum runs along" + norm))
-    elif torch.is_grad_enabled():
-        parts.append(Part("sum", choice.backend, f"join, {choice.reason}" + norm))
-    else:
-        parts.append(Part("sum", choice.backend, f"running sum, {choice.reason}" + norm))
-    return Explanation(parts)
+        return "torch", f"alpha is {stack.alpha}: the sum runs along{norm}"
+    if torch.is_grad_enabled():
+        return choice.backend, f"join, {choice.reason}{norm}"
+    if not known:
+        return "torch", f"running sum, with no norm to fuse at its end{norm}"
+    return choice.backend, f"running sum, {choice.reason}{norm}"
 
 
-def _entry(stack: FusedACNStack, i: int, choice: Choice) -> tuple[str, str]:
-    layer = stack[i]
+def _entry(stack: FusedACNStack, i: int, layer: nn.Module, choice: Choice) -> tuple[str, str]:
     norms = getattr(layer, "entry_norms", None)
     if norms is None:
         return "module", f"{type(layer).__name__} lists no entry_norms: called on u as it is"

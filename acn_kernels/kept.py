@@ -43,8 +43,8 @@ class KeptAnswer:
 
 
 class OptimizerSteps:
-    """Counts the steps of fused optimisers from the first question on: their kernels change weights
-    without PyTorch's own count of it."""
+    """Counts the steps of fused optimisers, and of others than PyTorch's own, from the first
+    question on: their kernels may change weights without PyTorch's own count of it."""
 
     def __init__(self) -> None:
         self._steps = 0
@@ -58,7 +58,8 @@ class OptimizerSteps:
 
     @torch._disable_dynamo  # as torch.compiler.disable, without its seconds of imports beforehand
     def _stepped(self, optimizer: torch.optim.Optimizer, *_) -> None:
-        if not any(group.get("fused") for group in optimizer.param_groups):
+        own = type(optimizer).__module__.startswith("torch.optim.")
+        if own and not any(group.get("fused") for group in optimizer.param_groups):
             return
         self._steps += 1
         extension = _extension.module()
@@ -73,8 +74,8 @@ class StackedParameters:
     """Parameters of L layers, each kind [L, ...] in one tensor.
 
     The tensors are kept between calls that record no gradient, and follow changes in place by
-    PyTorch's own count of them, and steps of fused optimisers. Matrices come in the dtype that is
-    asked for, as autocast does it.
+    PyTorch's own count of them, and the steps that :class:`OptimizerSteps` counts. Matrices come in
+    the dtype that is asked for, as autocast does it.
 
     Args:
         kinds: for each kind the L parameters.

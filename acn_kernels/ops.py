@@ -265,7 +265,10 @@ def _deferred(module: str, name: str) -> Callable:
     """Imports the implementation at its first call: Triton and the extension are optional."""
 
     def call(*args):
-        return getattr(importlib.import_module(module), name)(*args)
+        implementation = getattr(importlib.import_module(module), name)
+        x, *_ = args[0] if isinstance(args[0], list) else args
+        with torch.cuda.device_of(x):  # Triton launches where the current device is
+            return implementation(*args)
 
     return call
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
@@ -85,7 +86,8 @@ class _Recording:
     def __init__(self, step: Step, *inputs: Tensor) -> None:
         with torch.inference_mode(False):  # or they could be written to in that mode alone
             self._inputs = [x.detach().clone() for x in inputs]
-        self._result, self._replay = recorded(lambda: step(*self._inputs))
+        with torch.cuda.device_of(self._inputs[0]):
+            self._result, self._replay = recorded(lambda: step(*self._inputs))
         self._one_at_a_time = threading.Lock()
 
     def __call__(self, *inputs: Tensor) -> Result:
@@ -100,9 +102,16 @@ class _Recording:
 
 
 def recorded(function: Callable[[], Result]) -> tuple[Result, Callable[[], None]]:
-    """What ``function`` returned while a CUDA graph was made of it, and what replays it."""
-    graph = torch.cuda.CUDAGraph()
+    """What ``function`` returned while a CUDA graph was made of it on the current device, and what
+    replays it."""
+    graph, stream = torch.cuda.CUDAGraph(), _stream_to_record(torch.cuda.current_device())
     # What other threads do meanwhile is none of the graph's business.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         result = function()
     return result, graph.replay
+
+
+@functools.cache
+def _stream_to_record(device: int) -> torch.cuda.Stream:
+    """torch's own is on whichever device recorded first: of others it would record nothing."""
+    return torch.cuda.Stream(device)

@@ -5,6 +5,7 @@ Written from differentiable operations only, so that gradients of gradients exis
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -15,12 +16,10 @@ from acn_kernels.reference import sum_dtype
 
 
 def norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, kind: str) -> Tensor:
-    """LayerNorm ("layer"), RMSNorm ("rms") or x itself ("none"), in the wider of the dtypes."""
+    """LayerNorm ("layer"), RMSNorm ("rms") or x itself ("none"), in the widest of the dtypes."""
     if kind == "none":
         return x
-    if weight is not None and weight.dtype != x.dtype:
-        wide = torch.promote_types(x.dtype, weight.dtype)
-        x, weight, bias = x.to(wide), weight.to(wide), None if bias is None else bias.to(wide)
+    x, weight, bias = _in_one_dtype(x, weight, bias)
     if kind == "layer":
         return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
     normed = F.rms_norm(x, x.shape[-1:], weight, eps)
@@ -33,12 +32,20 @@ def fork_forward(
     """norm(x) in x's dtype, mean and rstd (both empty for RMSNorm, whose backward derives them)."""
     if kind == "rms":
         return norm(x, weight, bias, eps, kind).to(x.dtype), x.new_empty(0), x.new_empty(0)
-    wide = x
-    if weight is not None:
-        wide = x.to(torch.promote_types(x.dtype, weight.dtype))
-        weight, bias = weight.to(wide.dtype), None if bias is None else bias.to(wide.dtype)
+    wide, weight, bias = _in_one_dtype(x, weight, bias)
     h, mean, rstd = torch.native_layer_norm(wide, x.shape[-1:], weight, bias, eps)
     return h.to(x.dtype), mean, rstd
+
+
+def _in_one_dtype(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The same in the widest of their dtypes, as PyTorch's norms take them."""
+    dtypes = {t.dtype for t in (x, weight, bias) if t is not None}
+    if len(dtypes) == 1:
+        return x, weight, bias
+    wide = functools.reduce(torch.promote_types, dtypes)
+    return tuple(None if t is None else t.to(wide) for t in (x, weight, bias))
 
 
 def fork_backward(
@@ -88,11 +95,13 @@ def direct_scale_gradient(
 
 
 def _layer_norm_backward(dh, x, weight, bias, mean, rstd, eps):
-    wide = x if weight is None else x.to(torch.promote_types(x.dtype, weight.dtype))
-    return torch.ops.aten.native_layer_norm_backward(
-        dh.to(wide.dtype), wide, x.shape[-1:], mean, rstd, weight, bias,
+    wide, gamma, beta = _in_one_dtype(x, weight, bias)
+    dx, dweight, dbias = torch.ops.aten.native_layer_norm_backward(
+        dh.to(wide.dtype), wide, x.shape[-1:], mean, rstd, gamma, beta,
         [True, weight is not None, bias is not None],
     )  # fmt: skip
+    dweight = None if weight is None else dweight.to(weight.dtype)
+    return dx, dweight, None if bias is None else dbias.to(bias.dtype)
 
 
 def _rms_norm_backward(dh, x, weight, bias, mean, rstd, eps):

@@ -278,3 +278,32 @@ def test_a_single_row_of_a_single_layer_compiles():
     for launch in launches:
         cost = aot.compile_case(aot.case_of(launch.kernel.__name__, launch), "sm_90")
         assert cost.registers > 0
+
+
+def test_a_kernel_is_compiled_as_launched_where_it_forbids_to_specialise():
+    """The layer, which is 1 and 0 here, is neither a constant nor a multiple of 16."""
+    from acn_kernels.kernels.mixer_stack_backward import mixer_stack_backward
+    from acn_kernels.kernels.recorder import launches_of
+
+    def empty(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=torch.bfloat16, device="meta")
+
+    shapes = [(16,), (16,), (16, 16), (16,), (16, 16), (16,)] * 2
+    parameters, x = [empty(2, *shape) for shape in shapes], empty(3, 16, 16)
+    launches = launches_of(
+        mixer_stack_backward, x, x, empty(2, *x.shape), parameters, None, 1e-5, True
+    )
+    assert {launch.arguments["layer"] for launch in launches} == {0, 1}
+    for launch in launches:
+        signature, _, divisible = launch.specialised()
+        assert signature["layer"] == "i32" and "layer" not in divisible
+
+
+def test_a_sample_of_any_size_takes_a_grid_that_there_is():
+    """CUDA allows 65535 programs along the second axis and the third."""
+    from acn_kernels.kernels.compaction import compact
+    from acn_kernels.kernels.recorder import launches_of
+
+    stays = torch.empty(3, dtype=torch.bool, device="meta")
+    (launch,) = launches_of(compact, stays, [torch.empty(3, 2**31, device="meta")], None)
+    assert all(size <= 65535 for size in launch.grid[1:]) and launch.grid[0] < 2**31

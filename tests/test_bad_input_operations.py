@@ -36,6 +36,11 @@ OPERATIONS = {
         ValueError,
         r"spec.weight has shape \(7,\); rows of 5",
     ),
+    "spec-list": (
+        lambda b: functional.norm(torch.ones(2, 7), NormSpec("layer", [1.0] * 7), b),
+        TypeError,
+        "spec.weight is a list; it takes a tensor",
+    ),
     "spec-device": (
         lambda b: functional.norm(
             torch.ones(2, 7, device=device_of(b)), NormSpec("rms", torch.ones(7, device="meta")), b
@@ -52,6 +57,25 @@ OPERATIONS = {
         lambda b: functional.tap(torch.ones(2, 7), torch.ones(1)),
         ValueError,
         r"scale is torch.float32 of shape \(1,\)",
+    ),
+    "scale-device": (
+        lambda b: functional.fork(
+            torch.ones(2, 7), SPEC, torch.ones((), device="meta"), backend=b
+        ),
+        ValueError,
+        "scale is on meta, x on cpu",
+    ),
+    "tap-scale-device": (
+        lambda b: functional.tap(torch.ones(2, 7), torch.ones((), device="meta")),
+        ValueError,
+        "scale is on meta",
+    ),
+    "step-scale-device": (
+        lambda b: functional.accumulate_norm(
+            torch.ones(2, 7), scale=torch.ones((), device="meta"), backend=b
+        ),
+        ValueError,
+        "scale is on meta",
     ),
     "no-terms": (lambda b: functional.join([], backend=b), ValueError, "terms is empty"),
     "term-shape": (
@@ -73,6 +97,20 @@ OPERATIONS = {
         lambda b: functional.join([Term(torch.ones(2, 7), 2.0)], backend=b),
         TypeError,
         "scale is a float",
+    ),
+    "term-scale-device": (
+        lambda b: functional.join(
+            [Term(torch.ones(2, 7), torch.ones((), device="meta"))], backend=b
+        ),
+        ValueError,
+        "scale is on meta",
+    ),
+    "sum-device": (
+        lambda b: functional.accumulate_norm(
+            torch.ones(2, 7), torch.ones(2, 7, device="meta"), backend=b
+        ),
+        ValueError,
+        "y is on meta, x on cpu",
     ),
     "sum-dtype": (
         lambda b: functional.accumulate_norm(torch.ones(2, 7), torch.ones(2, 7).half(), backend=b),
@@ -146,6 +184,14 @@ OPERATIONS = {
         TypeError,
         "y is a list",
     ),
+    "exit-scale-device": (
+        lambda b: functional.exit_head(
+            torch.ones(2, 3, 7), None, None, HEAD, None, 0.5, torch.ones((), device="meta"),
+            backend=b,
+        ),
+        ValueError,
+        "scale is on meta, x on cpu",
+    ),
     "exit-weight-none": (
         lambda b: functional.exit_head(torch.ones(2, 3, 7), None, None, None, None, 0.5, backend=b),
         TypeError,
@@ -169,6 +215,13 @@ OPERATIONS = {
         ),
         TypeError,
         "scales is a list",
+    ),
+    "layers-scales-device": (
+        lambda b: functional.linear_stack(
+            torch.ones(2, 7), torch.ones(1, 7, 7), None, "relu", scales=torch.ones(2, device="meta")
+        ),
+        ValueError,
+        "scales is on meta, x on cpu",
     ),
     "backend": (
         lambda b: functional.norm(torch.ones(2, 7), SPEC, "mps"),

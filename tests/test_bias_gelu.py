@@ -88,6 +88,16 @@ def test_what_is_no_number_and_what_is_huge(backend):
     assert h[0, 2:].tolist() == z[0, 2:].clamp(min=0).tolist()
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("backend", [TRITON])
+def test_the_slope_where_the_argument_is_huge(backend, dtype):
+    z = torch.tensor([3e38, -3e38, 1e25, -1e25, 1e3, -1e3, torch.nan], device=device_of(backend))
+    z, bias = leaf(z.to(dtype)), torch.zeros_like(z, dtype=dtype)
+    (dz,) = torch.autograd.grad(functional.bias_gelu(z, bias, backend).sum(), z)
+    assert dz[:-1].tolist() == pytest.approx([1.0, 0.0] * 3) and dz[-1].isnan()
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("out_layout", LAYOUTS)
 @pytest.mark.parametrize("backend", [TRITON])

@@ -115,6 +115,14 @@ def test_nothing_asks_the_host(backend):
         assert not [name for name in count.operators if any(word in name for word in waits)]
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_refuses_to_record_a_gradient(backend):
+    device = device_of(backend)
+    x = torch.ones(3, 2, device=device, requires_grad=True)
+    with pytest.raises(RuntimeError, match="compact has no gradient"):
+        functional.compact(pattern("all", 3, device), [x], backend=backend)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [

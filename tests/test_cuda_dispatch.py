@@ -9,7 +9,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from acn_kernels import NormSpec, _extension, dispatch, functional
+from acn_kernels import FusedACNStack, NormSpec, _extension, dispatch, explain, functional
+from acn_kernels.blocks import TransformerBlock
 from acn_kernels.functional import long_connection
 
 OPERATIONS = ["accumulate_norm", "join_forward", "exit_head", "compact"]
@@ -113,3 +114,13 @@ def test_a_sum_to_be_differentiated_does_not_ask_for_one(monkeypatch):
     with torch.no_grad():
         functional.join([x, x], NormSpec("layer"))
     assert asked == [None, "join_forward"]
+
+
+@torch.no_grad()
+def test_norms_alone_are_none_of_them(kernels):
+    """At alpha between its ends there is no step of inference, only norms."""
+    stack = FusedACNStack([TransformerBlock(8, 2)], alpha=0.5)
+    entry, _ = explain(stack, fake(2, 3, 8))
+    assert entry.path == "torch" and entry.reason.startswith("norm only (alpha is 0.5)")
+    stack.alpha = 1.0
+    assert explain(stack, fake(2, 3, 8))[0].path == "native"

@@ -219,3 +219,23 @@ def test_bad_arguments(change, error, message):
     given, _ = arguments((2, 3, 4), 5, torch.float32, "cpu")
     with pytest.raises(error, match=message):
         functional.exit_head(**{**given, "threshold": 1.0, **change})
+
+
+@pytest.mark.parametrize("backend", [TRITON])
+def test_a_head_of_more_elements_than_32_bits_count(backend, monkeypatch):
+    """Rows 2^30 apart, of which the kernel reads the first numbers: no other memory is touched."""
+    from acn_kernels.kernels.exit_head import exit_head_kernel
+
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
+    device, width, apart, classes = device_of(backend), 16, 2**30, 3
+    weight = torch.empty((classes - 1) * apart + width, dtype=torch.bfloat16, device=device)
+    weight.as_strided((classes, width), (apart, 1)).copy_(torch.arange(3.0)[:, None])
+    x, logits, entropy = (torch.ones(1, 1, size, device=device) for size in (width, classes, 1))
+    stays, live = (torch.zeros((), dtype=dtype, device=device) for dtype in (torch.bool, torch.int))
+    exit_head_kernel[(1,)](
+        x, None, None, None, None, weight, None, logits, entropy, stays, live,
+        1, apart, classes, width, width, 0, 0, 0.0, 1.0,
+        HAS_Y=False, HAS_SCALE=False, NORM=False, RMS=False, HAS_NORM_WEIGHT=False,
+        HAS_NORM_BIAS=False, HAS_BIAS=False, TILE_TOKENS=1, TILE_CLASSES=2, TILE_WIDTH=width,
+    )  # fmt: skip
+    assert logits.flatten().tolist() == [0.0, 16.0, 32.0]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import DEVICE
 from counting import Count
-from layers import BACKENDS, TRITON, Opaque, Shift, device_of, make_norm, packed
+from layers import BACKENDS, COMPILED, TRITON, Opaque, Shift, device_of, make_norm, packed
 from torch import nn
 
 import acn_kernels as acn
@@ -71,6 +71,31 @@ def test_below_1_only_the_norms_are_fused(alpha):
     parts = acn.explain(make_stack(alpha=alpha, backend="torch"), torch.randn(2, 7))
     assert parts[0].reason.startswith(f"norm only (alpha is {alpha})")
     assert parts[-1].path == "torch" and "the sum runs along" in parts[-1].reason
+
+
+@pytest.mark.parametrize("backend", COMPILED)
+def test_the_end_of_a_running_sum(backend):
+    """Where no norm of a known kind closes it, PyTorch adds the last term."""
+    x = packed((2, 7), torch.float32, device_of(backend))
+    for norm in (None, nn.Identity()):
+        stack = FusedACNStack([Opaque(7)], norm, backend=backend).to(x.device)
+        with torch.no_grad():
+            *_, total = acn.explain(stack, x)
+            assert operators_run(stack, x) == set()
+        assert total.path == "torch" and "no norm to fuse" in total.reason
+
+
+@pytest.mark.parametrize("backend", COMPILED)
+def test_layers_whose_input_is_no_term_of_its_own(backend):
+    x = packed((2, 7), torch.float32, device_of(backend))
+    detached = make_stack(direct_gradient_only=True, backend=backend).to(x.device)
+    without = make_stack(include_input=False, backend=backend).to(x.device)
+    assert acn.explain(detached, x)[1].reason.startswith("norm only (direct gradient only)")
+    first, second, _ = acn.explain(without, x)
+    assert first.reason.startswith("norm only (the input is no term of the sum)")
+    assert second.reason.startswith("fork")
+    with torch.no_grad():  # no gradient is left to be kept apart
+        assert acn.explain(detached, x)[1].reason.startswith("accumulate_norm")
 
 
 def test_direct_gradient_only_and_foreign_final_norm():

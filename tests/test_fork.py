@@ -106,6 +106,40 @@ def test_every_dtype(backend, kind, dtype):
     check_fork(backend, (2, 5, 64), dtype, kind, scale=0.7)
 
 
+HALF, BF16, SINGLE, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
+
+
+@pytest.mark.parametrize(
+    "dtypes",
+    [
+        (SINGLE, BF16, BF16), (SINGLE, DOUBLE, SINGLE), (BF16, SINGLE, SINGLE),
+        (BF16, HALF, HALF), (HALF, HALF, SINGLE), (HALF, None, SINGLE),
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["layer", "rms"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_norm_of_other_dtypes_than_its_input(backend, kind, dtypes):
+    """Every gradient has the dtype of its input, and the precision of the coarsest."""
+    inputs = [
+        None if dtype is None else leaf(packed(shape, SINGLE, device_of(backend)).to(dtype))
+        for shape, dtype in zip([(3, 5, 9), (9,), (9,)], dtypes, strict=True)
+    ]
+    x, *affine = inputs
+    h, term = functional.fork(x, NormSpec(kind, *affine), backend=backend)
+    incoming = torch.randn_like(h), torch.randn_like(term.x)
+    got = gradients((h, term.x), incoming, inputs)
+    wide = [None if t is None else wide_leaf(t) for t in inputs]
+    true_h = reference.norm(wide[0], NormSpec(kind, *wide[1:]))
+    truth = gradients((true_h, wide[0]), [g.double().cpu() for g in incoming], wide)
+    coarse = max((d for d in dtypes if d is not None), key=lambda d: torch.finfo(d).eps)
+    assert_close(h, true_h, coarse, among=4.0)
+    for one, true, given in zip(got, truth, inputs, strict=True):
+        assert one is true is None or one.dtype == given.dtype
+        if given is not None:
+            assert_close(one, true, coarse, roundings=4, among=8.0)
+
+
 @pytest.mark.parametrize("width", [1, 7, 768, 1000])
 @pytest.mark.parametrize("kind", ["layer", "rms"])
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -340,6 +340,24 @@ def test_steps_of_other_optimisers_cost_nothing():
     assert stacked.tensors(recorded=False) is first
 
 
+class Foreign(torch.optim.Optimizer):
+    """In the place of one with kernels of its own, to which a weight is an address."""
+
+    def step(self):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.detach().numpy()[...] *= 0.5
+
+
+def test_optimisers_of_others_change_what_nobody_counts():
+    parameter = nn.Parameter(torch.ones(3))
+    stacked = StackedParameters([[parameter, parameter]])
+    with torch.no_grad():
+        assert stacked.tensors(recorded=False)[0].eq(1).all()
+        Foreign([parameter], {}).step()
+        assert stacked.tensors(recorded=False)[0].eq(0.5).all()
+
+
 def test_fused_optimisers_change_what_nobody_counts():
     parameter = nn.Parameter(torch.ones(3))
     stacked = StackedParameters([[parameter, parameter]])

@@ -330,6 +330,8 @@ def test_what_is_known_of_the_model_is_asked_of_every_call():
         ({"head_bias": torch.zeros(9)}, ValueError, "head_bias has shape"),
         ({"head_bias": torch.zeros(10, dtype=torch.float64)}, TypeError, "head_bias has dtype"),
         ({"x": torch.zeros(4, 16)}, ValueError, r"takes \[B, T, D\]"),
+        ({"threshold": torch.ones(())}, TypeError, "threshold is a Tensor"),
+        ({"threshold": math.nan}, ValueError, "threshold is nan"),
     ],
 )
 def test_bad_arguments(change, error, message):

@@ -10,7 +10,7 @@ from tolerances import assert_close
 from torch import Tensor, nn
 
 from acn_kernels import FusedACNStack, NormSpec, dispatch, explain, functional, reference
-from acn_kernels.blocks import MixerBlock
+from acn_kernels.blocks import MixerBlock, Mlp
 from acn_kernels.functional import MixerParameters, obstacle_to_mixer_stack
 from acn_kernels.whole_stack import whole_stack_of
 
@@ -285,6 +285,19 @@ def own_forward(blocks):
     blocks[1].channel_mlp.forward = lambda x: x
 
 
+class Twice(Mlp):
+    def forward(self, x, backend="auto"):
+        return 2 * super().forward(x, backend)
+
+
+def own_mlp(blocks):
+    blocks[1].channel_mlp = Twice(16, 16).to(DEVICE)
+
+
+def no_mlp(blocks):
+    blocks[0].token_mlp = nn.Identity()
+
+
 def none_left(blocks):
     blocks.clear()
 
@@ -300,6 +313,8 @@ def none_left(blocks):
         (other_block, r"layers\[1\] is a Identity, no MixerBlock"),
         (other_size, r"layers\[1\] differs from layers\[0\]"),
         (own_forward, r"layers\[1\] has hooks on channel_mlp"),
+        (own_mlp, r"layers\[1\] has channel_mlp of Twice, not Mlp"),
+        (no_mlp, r"layers\[0\] has token_mlp of Identity, not Mlp"),
         (none_left, "there is no layer"),
     ],
 )

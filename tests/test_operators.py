@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
-from layers import COMPILED, device_of, packed
+from layers import COMPILED, TRITON, device_of, packed
 
 from acn_kernels import ops
 
@@ -138,3 +140,27 @@ def test_opcheck(namespace, name, i):
     operator = getattr(getattr(torch.ops, namespace), name).default
     device = device_of(namespace.removeprefix("acn_"))
     torch.library.opcheck(operator, samples(device)[name][i])
+
+
+@pytest.mark.parametrize("backend", [TRITON])
+@pytest.mark.parametrize("name", ["fork_forward", "join_forward"])
+def test_runs_on_the_device_of_its_input(monkeypatch, name, backend):
+    """The current device, on which Triton launches, may be another."""
+    found = []
+    monkeypatch.setattr(
+        torch.cuda, "device_of", lambda x: found.append(x) or contextlib.nullcontext()
+    )
+    given = samples(device_of(backend))[name][0]
+    getattr(ops.compiled(backend), name)(*given)
+    (x,) = found
+    assert x is (given[0][0] if name == "join_forward" else given[0])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="it takes two GPUs")
+def test_on_another_gpu_than_the_current_one():
+    for name, given in samples("cuda:1").items():
+        if "acn_triton" in ops.OPERATORS[name].homes:
+            getattr(torch.ops.acn_triton, name)(*given[0])
+    torch.cuda.synchronize("cuda:1")
+    assert torch.cuda.current_device() == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import pytest
@@ -266,6 +267,29 @@ def test_replays_count_as_changes_of_the_weights(recordings):
         steps("key", torch.ones(2))
         versions.append(weight._version)
     assert versions == [0, 0, 0, 1, 2, 3]  # this step itself changes nothing that is counted
+
+
+def test_records_on_the_device_of_the_inputs(recordings, monkeypatch):
+    """Which need not be the current one, where torch would record by itself."""
+    found = []
+    monkeypatch.setattr(
+        torch.cuda, "device_of", lambda x: found.append(x.shape) or contextlib.nullcontext()
+    )
+    steps = repeated.Repeated(lambda images: images.sum())
+    for _ in range(5):
+        steps("key", torch.ones(2))
+    assert found == [(2,)]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("device", range(min(2, torch.cuda.device_count())))
+def test_replays_on_every_gpu(device):
+    steps = repeated.Repeated(lambda x: x * 2)
+    with torch.no_grad():
+        for i in range(6):
+            x = torch.full((3,), float(i), device=f"cuda:{device}")
+            assert torch.equal(steps("key", x), 2 * x)
+    assert steps.obstacle is None
 
 
 def test_resumed_training_goes_on_with_its_learning_rate(recordings):

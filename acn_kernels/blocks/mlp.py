@@ -16,6 +16,8 @@ from acn_kernels.validation import check_size
 class Mlp(nn.Module):
     """``fc2(gelu(fc1(x)))`` over the last axis: [..., width] to [..., width]."""
 
+    whole_stack = "mlp"  # to the kernels that run stacks of blocks; a subclass has to say so itself
+
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
         check_size("hidden", hidden, 1)

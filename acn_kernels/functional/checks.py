@@ -24,7 +24,7 @@ def check_input(name: str, x: Tensor) -> None:
         raise ValueError(f"{name} has shape {tuple(x.shape)}; it takes [..., D] with D at least 1")
 
 
-def check_scale(scale: Tensor | None) -> None:
+def check_scale(x: Tensor, scale: Tensor | None) -> None:
     if scale is None:
         return
     if not isinstance(scale, Tensor):
@@ -33,6 +33,15 @@ def check_scale(scale: Tensor | None) -> None:
         raise ValueError(
             f"scale is {scale.dtype} of shape {tuple(scale.shape)}; it takes a 0-dim float tensor"
         )
+    if scale.device != x.device:
+        raise ValueError(f"scale is on {scale.device}, x on {x.device}")
+
+
+def check_threshold(threshold: float) -> None:
+    if isinstance(threshold, bool) or not isinstance(threshold, (int, float)):
+        raise TypeError(f"threshold is a {type(threshold).__name__}; it takes a number of nats")
+    if threshold != threshold:
+        raise ValueError("threshold is nan; it takes a number of nats")
 
 
 def check_norm(x: Tensor, spec: NormSpec) -> None:
@@ -44,6 +53,7 @@ def check_norm(x: Tensor, spec: NormSpec) -> None:
         parameter = getattr(spec, name)
         if parameter is None:
             continue
+        check_tensor(f"spec.{name}", parameter)
         if parameter.shape != x.shape[-1:]:
             raise ValueError(
                 f"spec.{name} has shape {tuple(parameter.shape)}; rows of {x.shape[-1]} take "
@@ -73,6 +83,8 @@ def check_sum(x: Tensor, layers: int, spec: NormSpec | None, scales: Tensor | No
     if scales is not None:
         check_tensor("scales", scales)
         check_scales(scales, layers + 1)
+        if scales.device != x.device:
+            raise ValueError(f"scales is on {scales.device}, x on {x.device}")
     if spec is not None:
         check_norm(x, spec)
 

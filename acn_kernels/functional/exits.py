@@ -16,6 +16,7 @@ from acn_kernels.functional.checks import (
     check_norm,
     check_scale,
     check_tensor,
+    check_threshold,
     is_recorded,
 )
 from acn_kernels.norm_spec import NormSpec
@@ -102,7 +103,8 @@ def exit_head(
 def compact(
     stays: Tensor, tensors: Sequence[Tensor], kept: int | None = None, backend: str = "auto"
 ) -> tuple[list[Tensor], Tensor]:
-    """The samples that stay, moved to the front in their order; nothing waits for the host.
+    """The samples that stay, moved to the front in their order; nothing waits for the host. Has no
+    gradient.
 
     Args:
         stays: [B] bool.
@@ -117,9 +119,11 @@ def compact(
 
     Raises:
         TypeError, ValueError: an argument is of another kind, shape or device.
-        RuntimeError: a backend asked for by name cannot run here.
+        RuntimeError: a backend asked for by name cannot run here, or a gradient is being recorded.
     """
     _check_compaction(stays, tensors, kept)
+    if is_recorded(None, *tensors):
+        raise RuntimeError("compact has no gradient; call it under torch.no_grad()")
     # Samples are copied whatever they hold, so the choice goes by the device alone.
     probe = torch.empty(1, device=stays.device)
     backend = choose(backend, probe, "compact").backend
@@ -137,10 +141,7 @@ def _check_exit(x, y, spec, weight, bias, threshold, scale, pooling) -> None:
         raise ValueError(f"pooling is {pooling!r}; it takes one of {', '.join(POOLINGS)}")
     if x.shape[1] == 0:
         raise ValueError(f"x has shape {tuple(x.shape)}; pooling takes at least one token")
-    if isinstance(threshold, bool) or not isinstance(threshold, (int, float)):
-        raise TypeError(f"threshold is a {type(threshold).__name__}; it takes a number of nats")
-    if threshold != threshold:
-        raise ValueError("threshold is nan; it takes a number of nats")
+    check_threshold(threshold)
     if y is not None:
         check_tensor("y", y)
         tokens = x.shape[1] if pooling == "mean" or y.dim() != 3 else max(1, y.shape[1])
@@ -149,7 +150,7 @@ def _check_exit(x, y, spec, weight, bias, threshold, scale, pooling) -> None:
                 f"y is {y.dtype} of shape {tuple(y.shape)}; the sum of x {tuple(x.shape)} is "
                 f"{sum_dtype(x.dtype)} of that shape"
             )
-    check_scale(scale)
+    check_scale(x, scale)
     if spec is not None:
         check_norm(x, spec)
     check_tensor("weight", weight)

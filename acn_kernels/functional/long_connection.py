@@ -59,7 +59,7 @@ def tap(x: Tensor, scale: Tensor | None = None, rows: RowSelection | None = None
         TypeError, ValueError: an argument is of another kind, or ``rows`` of other tokens.
     """
     check_input("x", x)
-    check_scale(scale)
+    check_scale(x, scale)
     check_rows(x, rows)
     if scale is None and rows is None:
         return Term(x)
@@ -106,7 +106,6 @@ def fork(
         TypeError, ValueError: an argument is of another kind, shape, dtype or device.
         RuntimeError: a backend asked for by name cannot run here.
     """
-    check_scale(scale)
     h, term = _fork(x, spec, scale, rows, backend)
     return h, Term(term, _detached(scale))
 
@@ -114,6 +113,7 @@ def fork(
 def _fork(x, spec, scale, rows, backend):
     check_input("x", x)
     check_norm(x, spec)
+    check_scale(x, scale)
     check_rows(x, rows)
     index, row_map = (None, None) if rows is None else rows
     norm = (spec.weight, spec.bias)
@@ -152,7 +152,7 @@ def join(
     for i, (x, scale) in enumerate(terms):
         check_input(f"terms[{i}]", x)
         check_like_first(i, x, first)
-        check_scale(scale)
+        check_scale(x, scale)
     if spec is not None:
         check_norm(first, spec)
     out_dtype = out_dtype or first.dtype
@@ -202,7 +202,7 @@ def accumulate_norm(
     check_input("x", x)
     if y is not None:
         check_tensor("y", y)
-    check_scale(scale)
+    check_scale(x, scale)
     check_rows(x, rows)
     if spec is not None:
         check_norm(x, spec)
@@ -218,6 +218,8 @@ def accumulate_norm(
     first = y is None
     if first:
         y = torch.empty(shape, dtype=sum_dtype(x.dtype), device=x.device)
+    elif y.device != x.device:
+        raise ValueError(f"y is on {y.device}, x on {x.device}")
     elif y.shape != shape or y.dtype != sum_dtype(x.dtype) or not y.is_contiguous():
         raise ValueError(
             f"y is {y.dtype} of shape {tuple(y.shape)} and strides {y.stride()}; "

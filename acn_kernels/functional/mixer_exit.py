@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from acn_kernels.autograd.mixer_stack import BACKEND
-from acn_kernels.functional.checks import check_sum, check_tensor
+from acn_kernels.functional.checks import check_sum, check_tensor, check_threshold
 from acn_kernels.functional.mixer_stack import MixerParameters, check_parameters, operands
 from acn_kernels.norm_spec import NormSpec
 from acn_kernels.ops import compiled
@@ -66,6 +66,7 @@ def mixer_exit(
         raise ValueError(f"x has shape {tuple(x.shape)}; it takes [B, T, D]")
     if pooling not in POOLINGS:
         raise ValueError(f"pooling is {pooling!r}; it takes one of {', '.join(POOLINGS)}")
+    check_threshold(threshold)
     given = {"exits": exits, "head_weight": head_weight}
     if head_bias is not None:
         given["head_bias"] = head_bias

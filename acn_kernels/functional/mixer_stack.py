@@ -226,7 +226,12 @@ def _obstacle_to_samples(
 
 def is_mixer_block(block: nn.Module) -> bool:
     """Whether ``block`` is a MixerBlock, and no subclass that may compute something else."""
-    return vars(type(block)).get("whole_stack") == "mixer"
+    return _part_of_stack(block) == "mixer"
+
+
+def _part_of_stack(module: nn.Module) -> str | None:
+    """What the kernels know ``module`` as, by the word of its own class and of no parent's."""
+    return vars(type(module)).get("whole_stack")
 
 
 def _obstacles_in(block: nn.Module) -> Iterator[str]:
@@ -238,6 +243,11 @@ def _obstacles_in(block: nn.Module) -> Iterator[str]:
         label = f"{name or 'itself'} ({type(module).__name__})"
         if has_hooks(module):
             yield f"has hooks on {label}"
+    for name in ("token_mlp", "channel_mlp"):
+        mlp = getattr(block, name)
+        if _part_of_stack(mlp) != "mlp":
+            yield f"has {name} of {type(mlp).__name__}, not Mlp"
+            return
     for part in _parts_of(block):
         module = block.get_submodule(part)
         expected = nn.LayerNorm if part.startswith("norm") else nn.Linear

@@ -21,8 +21,10 @@ def compact_kernel(
     x_ptr, stays_ptr, upto_ptr, out_ptr, samples, width, kept, x_sample,
     TILE_ROWS: tl.constexpr, TILE_WIDTH: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64) * TILE_ROWS + tl.arange(0, TILE_ROWS)
-    col = tl.program_id(1).to(tl.int64) * TILE_WIDTH + tl.arange(0, TILE_WIDTH)
+    # All along one axis: of the others, CUDA allows 65535 programs.
+    program, parts = tl.program_id(0).to(tl.int64), tl.cdiv(width, TILE_WIDTH)
+    row = program // parts * TILE_ROWS + tl.arange(0, TILE_ROWS)
+    col = program % parts * TILE_WIDTH + tl.arange(0, TILE_WIDTH)
     stays = tl.load(stays_ptr + row, mask=row < samples, other=0) != 0
     place = tl.load(upto_ptr + row, mask=stays, other=0).to(tl.int64) - 1
     mask = (stays & (place < kept))[:, None] & (col < width)[None, :]
@@ -49,8 +51,8 @@ def compact(
         rows = _as_samples(x)
         width = rows.shape[1]
         tile = copy_tile(width)
-        grid = (cdiv(samples, tile.rows), cdiv(width, tile.width))
-        compact_kernel[grid](
+        programs = cdiv(samples, tile.rows) * cdiv(width, tile.width)
+        compact_kernel[(programs,)](
             rows, packed(stays), upto, out, samples, width, kept, rows.stride(0),
             TILE_ROWS=tile.rows, TILE_WIDTH=tile.width, num_warps=tile.warps,
         )  # fmt: skip

@@ -57,7 +57,7 @@ def exit_head_kernel(
     total = 0.0
     moment = 0.0
     for start in range(0, classes, TILE_CLASSES):
-        c = start + tl.arange(0, TILE_CLASSES)
+        c = start + tl.arange(0, TILE_CLASSES).to(tl.int64)
         known = c < classes
         w = tl.load(
             weight_ptr + c[:, None] * width + col[None, :],

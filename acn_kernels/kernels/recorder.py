@@ -34,17 +34,19 @@ class Launch(NamedTuple):
         """(signature, constexprs, divisible) as the launch would specialise the kernel.
 
         Absent pointers and integers that are 1 become constants, integers that are multiples of
-        16 are marked so: Triton compiles for both.
+        16 are marked so: Triton compiles for both, where the kernel does not tell it otherwise.
         """
         signature, constexprs, divisible = {}, {}, set()
         for parameter in self.kernel.params:
             name, value = parameter.name, self.arguments[parameter.name]
-            if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
+            counts = not parameter.do_not_specialize
+            one = counts and type(value) is int and value == 1
+            if parameter.is_constexpr or value is None or one:
                 constexprs[name] = value
                 continue
             signature[name] = type_name(value)
             parts = value if isinstance(value, tuple) else (value,)
-            if all(type(part) is int and part % 16 == 0 for part in parts):
+            if counts and all(type(part) is int and part % 16 == 0 for part in parts):
                 divisible.add(name)
         return signature, constexprs, frozenset(divisible)
 

@@ -89,6 +89,15 @@ def _calls(sizes: Sizes, form: Form) -> dict[str, tuple]:
     alpha = empty(depth, dtype=torch.float32)
     g, kept = torch.empty_like(x), empty(depth, *x.shape)
     norm = (empty(width), empty(width), 1e-5, 1e-5, "layer", True)
+    exits = {
+        f"mixer_exit[{label}": (
+            *(mixer_exit, x, parameters, None, empty(width), empty(width)),
+            *(empty(depth + 1, dtype=torch.int32), empty(classes, width), empty(classes)),
+            *(1e-5, 1e-5, "layer", True, "mean", 0.7),
+        )
+        for label, classes in _CLASSES.items()
+        if form.vectors == form.dtype  # never under autocast
+    }
     return {
         "mixer_stack[inference, ": (
             *(mixer_stack, x, parameters, None, None, *norm, False, form.dtype),
@@ -96,14 +105,7 @@ def _calls(sizes: Sizes, form: Form) -> dict[str, tuple]:
         "mixer_stack[inference, mixed, ": (
             *(mixer_stack, x, parameters, alpha, None, *norm, False, form.dtype),
         ),
-        **{
-            f"mixer_exit[{label}": (
-                *(mixer_exit, x, parameters, None, empty(width), empty(width)),
-                *(empty(depth + 1, dtype=torch.int32), empty(classes, width), empty(classes)),
-                *(1e-5, 1e-5, "layer", True, "mean", 0.7),
-            )
-            for label, classes in _CLASSES.items()
-        },
+        **exits,
         "mixer_stack[training, scales, ": (
             *(mixer_stack, x, parameters, None, scales, *norm, True, form.dtype),
         ),
