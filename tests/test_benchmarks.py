@@ -68,9 +68,9 @@ def test_the_targets_are_those_of_a_gpu():
 
 
 @pytest.mark.parametrize(
-    "name", ["train_vit_base", "train_mixer_small", "train_mlp128", "infer_vit_base_6_of_12",
-             "infer_mixer_cifar_b512", "exit_mixer_cifar_mean6", "kernel_connections",
-             "kernel_join_forward", "cpu_step_vit_tiny"],
+    "name", ["train_vit_base", "train_mixer_cifar", "train_mixer_small", "train_mlp128",
+             "infer_vit_base_6_of_12", "infer_mixer_cifar_b512", "exit_mixer_cifar_mean6",
+             "kernel_connections", "kernel_join_forward", "cpu_step_vit_tiny"],
 )  # fmt: skip
 def test_our_ways_compute_what_their_peers_compute(name):
     result = measure(CASES[name], TINY, Plan(quick=True, ours_only=True))

@@ -20,6 +20,7 @@ from benchmarks.throughput.networks import (
     VIT_SMALL,
     VIT_TINY,
     LinearStack,
+    Mixer,
     Network,
     Parts,
     PlainLoop,
@@ -32,6 +33,7 @@ NAIVE, RESIDUAL, FUSED = "naive ACN", "residual", "FusedACNStack"
 WITHOUT_Y = "FusedACNStack, y left out"
 NAIVE_FIRST = "naive ACN, rows first"
 LEAN = "FusedACNStack, norms and GELU made again"
+AT_0, BETWEEN = "FusedACNStack, alpha 0", "FusedACNStack, alpha 0.5"
 FIRST_ROW = "FusedACNStack, rows first"
 FIRST_ROW_WITHOUT_Y = "FusedACNStack, rows first, y left out"
 
@@ -198,6 +200,31 @@ def linear_step(
     return build
 
 
+def mixer_step(network: Mixer) -> Callable[[Setting], Ways]:
+    """A stack of Mixer blocks that are narrow enough to run as one operation, at any alpha: from
+    the residual network over what is between to the ACN."""
+
+    def build(setting: Setting) -> Ways:
+        layers, norm, x, g = network.make(setting)
+        loop, residual = PlainLoop(layers, norm), PlainResidual(layers, norm)
+        between = FusedACNStack(layers, norm, alpha=0.5)
+        ways = Ways(f"{network.sized_for(setting).words}, forward and backward")
+        ways.add(NAIVE, step(loop, x, g))
+        ways.add(f"{NAIVE}, compiled", compiled_step(loop, x, g, setting))
+        ways.add_ours(FUSED, step(FusedACNStack(layers, norm), x, g))
+        ways.add(RESIDUAL, step(residual, x, g), like=None)
+        ways.add(f"{RESIDUAL}, compiled", compiled_step(residual, x, g, setting), like=RESIDUAL)
+        ways.add_ours(AT_0, step(FusedACNStack(layers, norm, alpha=0.0), x, g), like=RESIDUAL)
+        ways.add_ours(BETWEEN, step(between, x, g), like=None)
+        ways.compare(f"{FUSED} against {NAIVE}, compiled", FUSED, f"{NAIVE}, compiled")
+        for way in (FUSED, AT_0, BETWEEN):
+            for against in (RESIDUAL, f"{RESIDUAL}, compiled"):
+                ways.compare(f"{way} against {against}", way, against)
+        return ways
+
+    return build
+
+
 _QUESTIONS = (
     (FUSED, NAIVE),
     (FUSED, f"{NAIVE}, compiled"),
@@ -224,6 +251,7 @@ CPU_STEPS = (
 TRAIN_STEPS = (
     Case("train_vit_base", stack_against_peers(VIT_BASE, _VIT_BASE_TARGETS), rounds=15),
     Case("train_mlp128", linear_step(linear_stack(128), at_most=1 / 2), rounds=21),
+    Case("train_mixer_cifar", mixer_step(MIXER_CIFAR), rounds=21),
     Case("train_vit_small", stack_against_peers(VIT_SMALL), rounds=15),
     Case("train_mixer_small", stack_against_peers(MIXER_SMALL), rounds=15),
     Case("train_bert_128", stack_against_peers(BERT_128), rounds=15),

@@ -26,7 +26,8 @@ _BY_NAME = {
                  *EXIT_CASES)
 }  # fmt: skip
 _ONE_OF_EACH = (
-    "kernel_fork_backward", "train_vit_base", "train_mixer_small", "train_mlp128",
+    "kernel_fork_backward", "train_vit_base", "train_mixer_cifar", "train_mixer_small",
+    "train_mlp128",
     "train_gpt2_small", "gpt9x512_step", "infer_vit_base_6_of_12", "infer_mixer_cifar_b512",
     "infer_mlp128", "exit_mixer_cifar_mean6", "exit_vit_small_mean6",
 )  # fmt: skip
@@ -35,7 +36,7 @@ SUITES: dict[str, tuple[Case, ...]] = {
     "smoke": tuple(_tiny(_BY_NAME[name]) for name in _ONE_OF_EACH),
     "cpu": (*CPU_STEPS, *CPU_INFERENCE),
     "kernels": KERNEL_CASES,
-    "train": (*TRAIN_STEPS[:2], *TRAIN_GPT, *TRAIN_STEPS[2:]),
+    "train": (*TRAIN_STEPS[:3], *TRAIN_GPT, *TRAIN_STEPS[3:]),
     "infer": INFER_CASES,
     "exit": EXIT_CASES,
     "gpt9x512": GPT_9X512_CASES,
