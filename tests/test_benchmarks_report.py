@@ -184,6 +184,16 @@ def test_a_readme_without_its_markers_stays(tmp_path, text):
     assert file.read_text() == text
 
 
+@pytest.mark.parametrize("flag", ["tiny", "quick"])
+def test_a_readme_takes_no_times_that_mean_nothing(flag, tmp_path):
+    file = tmp_path / "README.md"
+    file.write_text(marked("run", "old"))
+    results = [Result(raw_result()), Result(raw_result(**{flag: True}))]
+    with pytest.raises(ValueError, match="holds a tiny or quick run"):
+        readme.rewrite(file, tmp_path / "run", results)
+    assert file.read_text() == marked("run", "old")
+
+
 def test_the_figures_of_our_readme_are_those_of_the_files():
     text = (ROOT / "README.md").read_text()
     folders = [folder for folder in (ROOT / "benchmarks/results").iterdir() if folder.is_dir()]

@@ -90,6 +90,7 @@ def test_the_command_tells_whether_a_case_failed(folder, tmp_path, monkeypatch, 
         ("--model", "other=nowhere", "nowhere/config.json"),
         ("--model", "ACN={hybrid}", "--model has the names acn, ACN; their files need different"),
         ("--model", "other={hybrid}", "is wired hybrid; it takes acn or residual"),
+        ("--model", "other={closing}", "is residual and closing; it takes one or the other"),
         ("--data", "nowhere", "data is 'nowhere', which is not there"),
         ("--device", "blah", "device is 'blah'; it takes cpu, cuda"),
         ("--batch", "0", "--batch is 0; it takes an integer of at least 1"),
@@ -103,7 +104,9 @@ def test_what_cannot_be_loaded_is_said_before_any_case(
     for wiring in ("acn", "hybrid"):
         create("acn_mixer_digits", depth=LAYERS, wiring=wiring).save_pretrained(tmp_path / wiring)
     given = ["--model", f"acn={tmp_path / 'acn'}", "--data", "digits", "--out", tmp_path / "out"]
-    value = value.format(hybrid=tmp_path / "hybrid")
+    closing = create("acn_mixer_digits", depth=LAYERS, wiring="residual", closing=True)
+    closing.save_pretrained(tmp_path / "closing")
+    value = value.format(hybrid=tmp_path / "hybrid", closing=tmp_path / "closing")
     assert message in refusal(capsys, command.main, *given, option, value)
     assert not (tmp_path / "out").exists()
 

@@ -23,8 +23,11 @@ def rewrite(readme: Path, folder: Path, results: Sequence[Result]) -> None:
     """Puts the figures of ``folder`` between its markers in ``readme``; all else stays.
 
     Raises:
-        ValueError: the README has no such pair of markers, or more than one.
+        ValueError: the README has no such pair of markers, or more than one; the run is tiny or
+            quick.
     """
+    if any(result.raw.get(flag) for result in results for flag in ("tiny", "quick")):
+        raise ValueError(f"{folder} holds a tiny or quick run, whose times mean nothing")
     name, text = folder.resolve().name, readme.read_text()
     block = re.compile(f"({re.escape(begin(name))}\n).*?({re.escape(END)})", re.DOTALL)
     if len(block.findall(text)) != 1:

@@ -69,6 +69,8 @@ class Trained:
         wiring = self.model.config.wiring
         if wiring not in _LOOPS:
             raise ValueError(f"{self.folder} is wired {wiring}; it takes {' or '.join(_LOOPS)}")
+        if wiring == "residual" and getattr(self.model.config, "closing", False):
+            raise ValueError(f"{self.folder} is residual and closing; it takes one or the other")
         check_labels(self.images_and_labels[1], self.model.config.classes)
 
     @cached_property
