@@ -265,9 +265,17 @@ def _deferred(module: str, name: str) -> Callable:
     """Imports the implementation at its first call: Triton and the extension are optional."""
 
     def call(*args):
-        implementation = getattr(importlib.import_module(module), name)
+        return getattr(importlib.import_module(module), name)(*args)
+
+    return call
+
+
+def _where_the_input_is(implementation: Callable) -> Callable:
+    """Runs it there: Triton launches on the current device; the extension looks for itself."""
+
+    def call(*args):
         x, *_ = args[0] if isinstance(args[0], list) else args
-        with torch.cuda.device_of(x):  # Triton launches where the current device is
+        with torch.cuda.device_of(x):
             return implementation(*args)
 
     return call
@@ -280,6 +288,8 @@ def _register(namespace: str) -> torch.library.Library:
             continue
         library.define(name + operator.schema)
         implementation = _deferred(operator.homes[namespace], name)
+        if namespace == "acn_triton":
+            implementation = _where_the_input_is(implementation)
         library.impl(name, implementation, "CompositeExplicitAutograd")
         torch.library.register_fake(f"{namespace}::{name}", operator.fake, lib=library)
     return library

@@ -39,7 +39,7 @@ class Repeated:
     def __call__(self, key: Hashable, *inputs: Tensor) -> Result:
         if self.obstacle is not None or not _runs_on_cuda(inputs[0]):
             return self._step(*inputs)
-        key = (key, inputs[0].shape, inputs[0].dtype, self._place)
+        key = (key, *((x.shape, x.dtype) for x in inputs), self._place)
         if key not in self._recordings:
             self._seen[key] += 1
             if self._seen[key] <= _FIRST:

@@ -269,6 +269,10 @@ def other_eps(blocks):
     blocks[1].norm2.eps = 1e-3
 
 
+def no_eps(blocks):
+    blocks[1].norm2.eps = 0.0
+
+
 def without_bias(blocks):
     blocks[0].channel_mlp.fc1 = nn.Linear(16, 16, bias=False)
 
@@ -309,6 +313,7 @@ def none_left(blocks):
         (replaced, r"layers\[1\] has SiLU\(\) between its Linear layers"),
         (other_norm, r"layers\[0\] has norm1 of RMSNorm, not LayerNorm"),
         (other_eps, r"layers\[1\] differs from layers\[0\]"),
+        (no_eps, r"layers\[1\] has norm2 with an eps of 0\.0"),
         (without_bias, r"layers\[0\] has channel_mlp.fc1 without a weight or a bias"),
         (other_block, r"layers\[1\] is a Identity, no MixerBlock"),
         (other_size, r"layers\[1\] differs from layers\[0\]"),
@@ -346,6 +351,7 @@ def test_bad_arguments():
     x = torch.randn(2, 4, 16, device=DEVICE)
     for given, error, message in (
         ((x[0, 0], parameters), ValueError, r"x has shape \(16,\)"),
+        ((x, parameters._replace(eps=0.0)), ValueError, r"parameters.eps is 0\.0"),
         ((x, list(parameters)), TypeError, "parameters is a list"),
         ((x[:, :3], parameters), ValueError, r"token1_weight has shape \(2, 8, 4\)"),
         ((x.half(), parameters), TypeError, "norm1_weight has dtype torch.float32"),

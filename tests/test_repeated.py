@@ -269,6 +269,16 @@ def test_replays_count_as_changes_of_the_weights(recordings):
     assert versions == [0, 0, 0, 1, 2, 3]  # this step itself changes nothing that is counted
 
 
+def test_every_input_of_another_shape_or_dtype_is_recorded_anew(recordings):
+    """A recording would spread the numbers of a smaller one, and round those of a wider one."""
+    steps = repeated.Repeated(lambda x, y: x.sum() * y.sum())
+    x = torch.ones(2)
+    for y in (torch.ones(2), torch.ones(1), torch.full((2,), 1.5), torch.tensor([1, 1])):
+        for _ in range(5):
+            assert steps("key", x, y) == 2 * y.sum()
+    assert len(recordings) == 3
+
+
 def test_records_on_the_device_of_the_inputs(recordings, monkeypatch):
     """Which need not be the current one, where torch would record by itself."""
     found = []

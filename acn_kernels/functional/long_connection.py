@@ -56,7 +56,7 @@ def tap(x: Tensor, scale: Tensor | None = None, rows: RowSelection | None = None
         rows: the tokens that y keeps; None keeps all.
 
     Raises:
-        TypeError, ValueError: an argument is of another kind, or ``rows`` of other tokens.
+        TypeError, ValueError: an argument is of another kind, shape or device.
     """
     check_input("x", x)
     check_scale(x, scale)

@@ -23,6 +23,8 @@ _PARTS = (
     "closing", "norm3",
 )  # fmt: skip
 _WITHOUT_CLOSING = 6
+# The rows that fill up a tile vary by nothing: without an eps, their norm would be 0 / 0.
+_LEAST_EPS = torch.finfo(torch.float32).tiny
 
 
 class MixerParameters(NamedTuple):
@@ -48,7 +50,7 @@ class MixerParameters(NamedTuple):
     closing_bias: Tensor | None = None
     norm3_weight: Tensor | None = None  # [L, D]
     norm3_bias: Tensor | None = None
-    eps: float = 1e-5  # of all LayerNorms inside
+    eps: float = 1e-5  # of all LayerNorms inside; above 0
 
     @classmethod
     def of(cls, blocks: Sequence[nn.Module]) -> MixerParameters:
@@ -257,6 +259,8 @@ def _obstacles_in(block: nn.Module) -> Iterator[str]:
             yield f"has {part} with a {type(module.weight).__name__}"
         elif module.weight is None or module.bias is None:
             yield f"has {part} without a weight or a bias"
+        elif expected is nn.LayerNorm and not module.eps >= _LEAST_EPS:
+            yield f"has {part} with an eps of {module.eps}, below {_LEAST_EPS:.2g}"
     for mlp in (block.token_mlp, block.channel_mlp):
         if type(mlp.act) is not nn.GELU or mlp.act.approximate != "none":
             yield f"has {mlp.act} between its Linear layers, not the exact GELU"
@@ -282,6 +286,10 @@ def check_parameters(x: Tensor, parameters: MixerParameters) -> None:
         raise TypeError(f"parameters is a {type(parameters).__name__}; it takes MixerParameters")
     if x.dim() < 2:
         raise ValueError(f"x has shape {tuple(x.shape)}; it takes [..., T, D]")
+    if not parameters.eps >= _LEAST_EPS:
+        raise ValueError(
+            f"parameters.eps is {parameters.eps}; it takes a number of at least {_LEAST_EPS:.2g}"
+        )
     tokens, width = x.shape[-2:]
     layers = len(parameters.norm1_weight)
     if layers == 0:
