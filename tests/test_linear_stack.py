@@ -248,7 +248,7 @@ def with_another_activation(stack):
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda: stack_of(alpha=0.5), "alpha is 0.5"),
+        (lambda: stack_of(alpha=0.5), "alpha is not 1"),
         (lambda: stack_of(rows="first"), "rows is 'first'"),
         (lambda: stack_of(direct_gradient_only=True), "direct_gradient_only is True"),
         (lambda: stack_of(checkpoint=True), "checkpoint is True"),
