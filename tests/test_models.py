@@ -146,6 +146,23 @@ def test_a_layer_with_another_part_is_not_saved(part, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("part", "module", "name"),
+    [
+        ("head", nn.Sequential(nn.Dropout(0.1), nn.Linear(64, 10)), r"head\.1\.bias"),
+        ("head", nn.Linear(64, 7), r"head\.bias has shape \(7,\)"),
+        ("blocks.1", torch.compile(MixerBlock(16, 64, 32, 128)), r"blocks\.1\._orig_mod"),
+    ],
+    ids=["others", "classes", "compiled"],
+)
+def test_weights_that_could_not_be_loaded_are_not_saved(part, module, name, tmp_path):
+    model = small("acn_mixer_digits")
+    model.set_submodule(part, module)
+    with pytest.raises(ValueError, match=rf"{name}.*; it could not be loaded again"):
+        model.save_pretrained(tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
 class TellingLinear(nn.Linear):
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, and more"

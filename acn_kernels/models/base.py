@@ -117,6 +117,18 @@ def _check_parts_alike(blocks: FusedACNStack, loaded: FusedACNStack) -> None:
             raise ValueError(f"blocks.{name} is {module}; it would be loaded as {expected}")
 
 
+def _check_weights_alike(weights: dict[str, Tensor], loaded: dict[str, Tensor]) -> None:
+    """Raises ValueError where ``loaded`` would not find its own among ``weights``."""
+    given, taken = ({name: tuple(x.shape) for name, x in w.items()} for w in (weights, loaded))
+    for name in sorted({*given, *taken}):
+        shape, expected = given.get(name), taken.get(name)
+        if shape != expected:
+            raise ValueError(
+                f"{name} has shape {shape}; it could not be loaded again, where the configuration "
+                f"makes it {expected}"
+            )
+
+
 def _kind_of(scales: Tensor | None) -> str:
     if scales is None:
         return "one"
@@ -165,19 +177,22 @@ class Model(nn.Module):
         Every process of a sharded model calls this; the first one writes.
 
         Raises:
-            ValueError: the final norm was pruned, or an option of ``blocks`` changed, which no
-                configuration says: another network would be loaded.
+            ValueError: the final norm was pruned, an option of ``blocks`` changed, or a part, the
+                head for one, replaced by another: no configuration says so, and another network
+                would be loaded, or none.
         """
         if self.blocks.norm is None:
             raise ValueError("the model's final norm was pruned: it could not be loaded again")
         with torch.device("meta"):
-            check_loaded_alike(self.blocks, Model.families[self.family](self.config).blocks)
+            loaded = Model.families[self.family](self.config)
+        check_loaded_alike(self.blocks, loaded.blocks)
         config = {"family": self.family, **dataclasses.asdict(self.config)}
         if self.blocks.alpha != _alpha_of(self.config.wiring):
             config["alpha"] = self.blocks.alpha
         weights = gathered(self.state_dict())
         if weights is None:
             return
+        _check_weights_alike(weights, loaded.state_dict())
         write_model(folder, weights, config)
 
     @staticmethod
