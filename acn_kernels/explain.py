@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from acn_kernels.connection import Wiring
 from acn_kernels.dispatch import choose
 from acn_kernels.norm_spec import NormSpec
 from acn_kernels.stack import FusedACNStack
@@ -46,14 +47,18 @@ def explain(stack: FusedACNStack, x: Tensor) -> Explanation:
         raise TypeError(f"stack is a {type(stack).__name__}; it takes a FusedACNStack")
     check_stack_input(x, stack.rows, None)
     choice = choose(stack.backend, x, None if torch.is_grad_enabled() else "accumulate_norm")
-    whole = whole_stack_of(stack, x, len(stack), True)
+    sums = stack._connection_kind(Wiring()).sums
+    whole = whole_stack_of(stack, x, len(stack), True) if sums else None
     if isinstance(whole, WholeStack):
         name = f"layers[0:{len(stack)}]"
         return Explanation([Part(name, whole.backend, f"{whole.operation}: all in one call")])
-    parts = [Part(f"layers[{i}]", *_entry(stack, layer, choice)) for i, layer in enumerate(stack)]
+    apart = _norms_apart(stack, sums)
+    parts = [Part(f"layers[{i}]", *_entry(layer, choice, apart)) for i, layer in enumerate(stack)]
     fused = NormSpec.of(stack.norm) is not None or stack.norm is None
     norm = "" if fused else f"; {type(stack.norm).__name__} runs as the module it is"
-    if stack.alpha != 1:
+    if not sums:
+        parts.append(Part("output", "torch", apart + norm))
+    elif stack.alpha != 1 and not stack.splits:
         parts.append(Part("sum", "torch", f"alpha is {stack.alpha}: the sum runs along" + norm))
     elif torch.is_grad_enabled():
         parts.append(Part("sum", choice.backend, f"join, {choice.reason}" + norm))
@@ -62,7 +67,16 @@ def explain(stack: FusedACNStack, x: Tensor) -> Explanation:
     return Explanation(parts)
 
 
-def _entry(stack: FusedACNStack, layer, choice) -> tuple[str, str]:
+def _norms_apart(stack: FusedACNStack, sums: bool) -> str | None:
+    """Why the norms of the layers are computed apart from the sum; None where they are not."""
+    if not sums:
+        return f"a {type(stack).__name__} sums no outputs"
+    if stack.alpha != 1 and not stack.splits:
+        return f"alpha is {stack.alpha}"
+    return "direct gradient only" if stack.direct_gradient_only else None
+
+
+def _entry(layer, choice, apart: str | None) -> tuple[str, str]:
     norms = getattr(layer, "entry_norms", None)
     if norms is None:
         return "module", f"{type(layer).__name__} lists no entry_norms: called on u as it is"
@@ -72,9 +86,7 @@ def _entry(stack: FusedACNStack, layer, choice) -> tuple[str, str]:
     unknown = [type(norm).__name__ for norm in norms if NormSpec.of(norm) is None]
     if unknown:
         return "module", f"entry norm {unknown[0]} is no plain LayerNorm or RMSNorm, or has hooks"
-    if stack.alpha != 1:
-        return choice.backend, f"norm only (alpha is {stack.alpha}), {choice.reason}"
-    if stack.direct_gradient_only:
-        return choice.backend, f"norm only (direct gradient only), {choice.reason}"
+    if apart is not None:
+        return choice.backend, f"norm only ({apart}), {choice.reason}"
     step = "fork" if torch.is_grad_enabled() else "accumulate_norm"
     return choice.backend, f"{step}, {choice.reason}"
