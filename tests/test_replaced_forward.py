@@ -72,6 +72,24 @@ def test_a_model_compiled_in_place_is_cut(make):
     torch.testing.assert_close(output(acn.truncate(model, 2), x), truth)
 
 
+@pytest.mark.parametrize("make", [vit, gpt, encoder])
+def test_a_model_that_torch_compile_wraps_is_cut(make):
+    model, x = make()
+    truth = output(acn.truncate(model, 2), x)
+    compiled = torch.compile(model, backend="eager")
+    whole = output(compiled, x)
+    torch.testing.assert_close(output(acn.truncate(compiled, 2), x), truth)
+    torch.testing.assert_close(output(compiled, x), whole)
+
+
+def test_a_wrapped_part_is_cut():
+    model, x = encoder()
+    truth, whole = output(acn.truncate(model, 2), x), output(model, x)
+    outer = nn.Sequential(torch.compile(model, backend="eager"))
+    torch.testing.assert_close(output(acn.truncate(outer, 2), x), truth)
+    torch.testing.assert_close(output(outer, x), whole)
+
+
 @pytest.mark.parametrize("compiled", [True, False])
 def test_an_early_exit_gpt_calls_its_own(compiled):
     model, x = gpt()
