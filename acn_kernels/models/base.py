@@ -82,8 +82,12 @@ def write_model(folder: str | os.PathLike, weights: dict[str, Tensor], config: d
         path.write_text(json.dumps(config, indent=2) + "\n")
 
 
-# Names that PyTorch's wrappers put before a part, and take out of its state-dict keys again.
+# Names that PyTorch's wrappers put before a part.
 _WRAPPERS = {"_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_orig_mod"}
+
+
+def _without_wrappers(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
 def check_loaded_alike(blocks: FusedACNStack, loaded: FusedACNStack) -> None:
@@ -106,7 +110,7 @@ def _check_parts_alike(blocks: FusedACNStack, loaded: FusedACNStack) -> None:
     that could tell."""
     given = {}  # what is wrapped comes after its wrapper
     for name, module in blocks.named_modules():
-        given[".".join(part for part in name.split(".") if part not in _WRAPPERS)] = module
+        given[_without_wrappers(name)] = module
     for name, expected in loaded.named_modules():
         module, kind = given.get(name), type(expected)
         if module is None or isinstance(expected, nn.Dropout) or any(expected.children()):
@@ -189,7 +193,9 @@ class Model(nn.Module):
         config = {"family": self.family, **dataclasses.asdict(self.config)}
         if self.blocks.alpha != _alpha_of(self.config.wiring):
             config["alpha"] = self.blocks.alpha
-        weights = gathered(self.state_dict())
+        # torch.compile leaves its name in the keys.
+        named = {_without_wrappers(name): x for name, x in self.state_dict().items()}
+        weights = gathered(named)
         if weights is None:
             return
         _check_weights_alike(weights, loaded.state_dict())
