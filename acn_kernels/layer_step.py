@@ -13,6 +13,7 @@ from acn_kernels.recompute import recomputing
 from acn_kernels.validation import (
     are_counted,
     changes_in_place,
+    check_checkpoint,
     check_layer_input,
     check_layer_output,
 )
@@ -21,7 +22,7 @@ from acn_kernels.validation import (
 def step_of(checkpoint: bool | str) -> Callable:
     """The function that takes one step, whose activations are kept for the backward pass as
     ``checkpoint`` says."""
-    if not checkpoint or not torch.is_grad_enabled():
+    if not check_checkpoint(checkpoint) or not torch.is_grad_enabled():
         return _run
     if checkpoint is True:
         return functools.partial(checkpointed, _run, use_reentrant=False)

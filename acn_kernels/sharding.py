@@ -52,13 +52,14 @@ def _whole(tensor: Tensor) -> Tensor:
 def shallow_copy(module: nn.Module) -> nn.Module:
     """A module with the same parameters, hooks and children, in a dictionary of its own for these.
 
-    copy.copy would call the constructor of a module that FSDP took over. A ``forward`` in the place
-    of the class's, as accelerate leaves one behind, would go on calling ``module``: it is bound to
-    the copy where it is a method, and left out where it is not.
+    copy.copy would call the constructor of a module that FSDP took over. What would go on calling
+    ``module`` itself is left out: its compiled call, and a ``forward`` in the place of the class's,
+    as accelerate leaves one behind; where that is a method, it is bound to the copy.
     """
     twin = object.__new__(type(module))
     twin.__dict__.update(module.__dict__)
     twin._modules = dict(module._modules)
+    twin.__dict__.pop("_compiled_call_impl", None)
     forward = twin.__dict__.pop("forward", None)
     if getattr(forward, "__self__", None) is module:
         twin.forward = MethodType(forward.__func__, twin)

@@ -254,6 +254,14 @@ def test_alpha_set_later(value):
     assert stack.alpha == 1
 
 
+@pytest.mark.parametrize("value", [1, "element-wise"])
+def test_checkpoint_set_later(value):
+    stack = make_stack()
+    stack.checkpoint = value
+    with pytest.raises((TypeError, ValueError), match=f"checkpoint is {value!r}; it takes"):
+        stack(torch.randn(2, 7))
+
+
 def test_edits_are_checked():
     stack = make_stack()
     with pytest.raises(ValueError, match=r"layers\[2\].*adds its own input"):

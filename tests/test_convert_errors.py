@@ -174,6 +174,13 @@ def test_a_refusal_changes_nothing(registered):
     assert type(model.blocks[0]) is MyBlock
 
 
+def test_a_block_with_another_forward():
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16), 1)
+    model.layers[0].forward = model.layers[0].forward
+    with pytest.raises(ValueError, match=r"layers\.0 \(.*\) has a forward in the place of its cl"):
+        acn.convert(model, 1.0)
+
+
 def test_the_same_block_twice():
     layer = nn.TransformerEncoderLayer(D, 2)
     with pytest.raises(ValueError, match="the same block twice"):

@@ -11,6 +11,7 @@ from torch import nn
 
 import acn_kernels as acn
 from acn_kernels import FusedACNStack, _extension, dispatch, functional
+from acn_kernels.blocks import DenseFormerStack, FeedForwardStack, HybridStack
 
 
 def make_stack(layers=(Shift, Shift), **options):
@@ -122,6 +123,22 @@ def test_names_the_operation_that_each_layer_enters_by(options, gradients, monke
         parts = acn.explain(stack, x)
         stack(x)
     assert [part.reason.split(",")[0].split()[0] for part in parts[:2]] == entered[:2]
+
+
+@pytest.mark.parametrize("gradients", [True, False], ids=["training", "inference"])
+@pytest.mark.parametrize("layer", [Shift, lambda width: nn.Sequential(nn.Linear(7, 7), nn.ReLU())])
+@pytest.mark.parametrize("kind", [FeedForwardStack, DenseFormerStack])
+def test_a_network_without_a_sum(kind, layer, gradients):
+    stack = kind([layer(7) for _ in range(2)], nn.LayerNorm(7))
+    with torch.set_grad_enabled(gradients):
+        first, _, output = acn.explain(stack, torch.randn(2, 7))
+    assert output == ("output", "torch", f"a {kind.__name__} sums no outputs")
+    assert (output.reason if layer is Shift else "no entry_norms") in first.reason
+
+
+def test_alpha_has_no_meaning_in_a_hybrid():
+    layer, total = acn.explain(HybridStack([Shift(7)], alpha=0.5), torch.randn(2, 7))
+    assert layer.reason.startswith("fork") and total.reason.startswith("join")
 
 
 def test_prints_as_an_aligned_table():

@@ -146,16 +146,36 @@ def test_a_layer_with_another_part_is_not_saved(part, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("part", "module", "name"),
+    [
+        ("head", nn.Sequential(nn.Dropout(0.1), nn.Linear(64, 10)), r"head\.1\.bias"),
+        ("head", nn.Linear(64, 7), r"head\.bias has shape \(7,\)"),
+    ],
+    ids=["others", "classes"],
+)
+def test_weights_that_could_not_be_loaded_are_not_saved(part, module, name, tmp_path):
+    model = small("acn_mixer_digits")
+    model.set_submodule(part, module)
+    with pytest.raises(ValueError, match=rf"{name}.*; it could not be loaded again"):
+        model.save_pretrained(tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
 class TellingLinear(nn.Linear):
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, and more"
 
 
-@pytest.mark.parametrize("wrapped", [MixerBlock, nn.GELU, nn.LayerNorm, "compiled", "subclass"])
+@pytest.mark.parametrize(
+    "wrapped", [MixerBlock, nn.GELU, nn.LayerNorm, "compiled", "block", "subclass"]
+)
 def test_wrapped_parts_are_saved_as_what_they_are(wrapped, tmp_path):
     model = small()
     if wrapped == "compiled":
         model.blocks[1].token_mlp.act = torch.compile(model.blocks[1].token_mlp.act)
+    elif wrapped == "block":
+        model.blocks[1] = torch.compile(model.blocks[1])
     elif wrapped == "subclass":
         model.blocks[1].token_mlp.fc1.__class__ = TellingLinear
     else:

@@ -1,4 +1,5 @@
-"""Models with a forward in the place of their class's, as accelerate leaves one behind."""
+"""Models that are not called by their class's forward: one in its place, as accelerate leaves it
+behind, or compiled in place."""
 
 from __future__ import annotations
 
@@ -62,8 +63,37 @@ def test_a_cut_model_calls_its_own(make, as_method):
     assert torch.equal(output(model, x), whole)
 
 
-def test_an_early_exit_gpt_calls_its_own():
-    model, x = replaced(gpt()[0])[0], torch.randint(WORDS, (2, 5))
+@pytest.mark.parametrize("make", [vit, gpt, encoder])
+def test_a_model_compiled_in_place_is_cut(make):
+    model, x = make()
+    truth = output(acn.truncate(model, 2), x)
+    model.compile(backend="eager")
+    output(model, x)
+    torch.testing.assert_close(output(acn.truncate(model, 2), x), truth)
+
+
+@pytest.mark.parametrize("make", [vit, gpt, encoder])
+def test_a_model_that_torch_compile_wraps_is_cut(make):
+    model, x = make()
+    truth = output(acn.truncate(model, 2), x)
+    compiled = torch.compile(model, backend="eager")
+    whole = output(compiled, x)
+    torch.testing.assert_close(output(acn.truncate(compiled, 2), x), truth)
+    torch.testing.assert_close(output(compiled, x), whole)
+
+
+def test_a_wrapped_part_is_cut():
+    model, x = encoder()
+    truth, whole = output(acn.truncate(model, 2), x), output(model, x)
+    outer = nn.Sequential(torch.compile(model, backend="eager"))
+    torch.testing.assert_close(output(acn.truncate(outer, 2), x), truth)
+    torch.testing.assert_close(output(outer, x), whole)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_an_early_exit_gpt_calls_its_own(compiled):
+    model, x = gpt()
+    model.compile(backend="eager") if compiled else replaced(model)
     assert EarlyExitGPT(model, [1], 1e9)(x).exit_depth.eq(1).all()
 
 

@@ -129,6 +129,11 @@ def _check_blocks(found: _List) -> None:
         reason = adapter.refuses(block)
         if reason is not None:
             raise ValueError(f"{name} ({type(block).__name__}) cannot be converted: {reason}")
+        if "forward" in vars(block):
+            raise ValueError(
+                f"{name} ({type(block).__name__}) has a forward in the place of its class's, as "
+                "accelerate's hooks put it there; acn.convert takes a model before that"
+            )
         try:
             adapter.norms_of(block)
         except AttributeError as error:

@@ -20,7 +20,8 @@ def truncate_converted(model: M, k: int) -> M:
     alpha are shared.
 
     The depth that a Hugging Face configuration names becomes k, in a copy that its modules share as
-    they did: the result is saved, loaded and converted again like any other model.
+    they did: the result is saved, loaded and converted again like any other model. What
+    torch.compile wrapped is in it without the wrapper.
 
     Raises:
         TypeError, ValueError: k is not an integer from 1 to the depth, or the model has several
@@ -45,6 +46,8 @@ def _with(
     what configurations have become."""
     if not path:
         return new
+    if path[0] == "_orig_mod":  # a wrapper of torch.compile, which would go on calling the whole
+        return _with(module._modules[path[0]], path[1:], new, k, configs)
     short = shallow_copy(module)
     short._modules[path[0]] = _with(module._modules[path[0]], path[1:], new, k, configs)
     config = getattr(short, "config", None)

@@ -15,7 +15,7 @@ from transformers.utils.generic import can_return_tuple
 from acn_kernels.inference.criteria import certainty, check_criterion, check_exits, is_sure
 from acn_kernels.inference.live_cache import LiveCache, State
 from acn_kernels.models.huggingface import ACNGPTForCausalLM
-from acn_kernels.sharding import is_fsdp, refuse_exits_when_sharded
+from acn_kernels.sharding import is_fsdp, refuse_exits_when_sharded, shallow_copy
 
 
 @dataclasses.dataclass
@@ -56,9 +56,8 @@ class EarlyExitGPT(ACNGPTForCausalLM):
         check_criterion(criterion, threshold)
         exits = check_exits(exits, len(model.blocks))
         # The model's own modules and settings: nothing is built anew.
-        self.__dict__.update(model.__dict__)
-        self.__dict__.pop("forward", None)  # one in the place of the class's would be the model's
-        self._modules = dict(model._modules)
+        self.__dict__.update(shallow_copy(model).__dict__)
+        self.__dict__.pop("forward", None)  # this class has its own
         self.exits, self.threshold, self.criterion = exits, threshold, criterion
 
     def truncate(self, k: int) -> EarlyExitGPT:

@@ -82,8 +82,12 @@ def write_model(folder: str | os.PathLike, weights: dict[str, Tensor], config: d
         path.write_text(json.dumps(config, indent=2) + "\n")
 
 
-# Names that PyTorch's wrappers put before a part, and take out of its state-dict keys again.
+# Names that PyTorch's wrappers put before a part.
 _WRAPPERS = {"_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_orig_mod"}
+
+
+def _without_wrappers(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
 def check_loaded_alike(blocks: FusedACNStack, loaded: FusedACNStack) -> None:
@@ -106,7 +110,7 @@ def _check_parts_alike(blocks: FusedACNStack, loaded: FusedACNStack) -> None:
     that could tell."""
     given = {}  # what is wrapped comes after its wrapper
     for name, module in blocks.named_modules():
-        given[".".join(part for part in name.split(".") if part not in _WRAPPERS)] = module
+        given[_without_wrappers(name)] = module
     for name, expected in loaded.named_modules():
         module, kind = given.get(name), type(expected)
         if module is None or isinstance(expected, nn.Dropout) or any(expected.children()):
@@ -115,6 +119,18 @@ def _check_parts_alike(blocks: FusedACNStack, loaded: FusedACNStack) -> None:
         alike = isinstance(module, kind) and kind.extra_repr(module) == expected.extra_repr()
         if not alike:
             raise ValueError(f"blocks.{name} is {module}; it would be loaded as {expected}")
+
+
+def _check_weights_alike(weights: dict[str, Tensor], loaded: dict[str, Tensor]) -> None:
+    """Raises ValueError where ``loaded`` would not find its own among ``weights``."""
+    given, taken = ({name: tuple(x.shape) for name, x in w.items()} for w in (weights, loaded))
+    for name in sorted({*given, *taken}):
+        shape, expected = given.get(name), taken.get(name)
+        if shape != expected:
+            raise ValueError(
+                f"{name} has shape {shape}; it could not be loaded again, where the configuration "
+                f"makes it {expected}"
+            )
 
 
 def _kind_of(scales: Tensor | None) -> str:
@@ -165,19 +181,24 @@ class Model(nn.Module):
         Every process of a sharded model calls this; the first one writes.
 
         Raises:
-            ValueError: the final norm was pruned, or an option of ``blocks`` changed, which no
-                configuration says: another network would be loaded.
+            ValueError: the final norm was pruned, an option of ``blocks`` changed, or a part, the
+                head for one, replaced by another: no configuration says so, and another network
+                would be loaded, or none.
         """
         if self.blocks.norm is None:
             raise ValueError("the model's final norm was pruned: it could not be loaded again")
         with torch.device("meta"):
-            check_loaded_alike(self.blocks, Model.families[self.family](self.config).blocks)
+            loaded = Model.families[self.family](self.config)
+        check_loaded_alike(self.blocks, loaded.blocks)
         config = {"family": self.family, **dataclasses.asdict(self.config)}
         if self.blocks.alpha != _alpha_of(self.config.wiring):
             config["alpha"] = self.blocks.alpha
-        weights = gathered(self.state_dict())
+        # torch.compile leaves its name in the keys.
+        named = {_without_wrappers(name): x for name, x in self.state_dict().items()}
+        weights = gathered(named)
         if weights is None:
             return
+        _check_weights_alike(weights, loaded.state_dict())
         write_model(folder, weights, config)
 
     @staticmethod
