@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from acn_kernels.files import written_whole
+from benchmarks.sealed import sealed, was_changed
 from benchmarks.throughput.environment import sources
 
 
@@ -16,14 +16,9 @@ class Refused(ValueError):
     """A result file that the report does not take, and why."""
 
 
-def seal(result: dict[str, Any]) -> dict[str, Any]:
-    """The result with the checksum of everything else in it."""
-    return {**result, "checksum": _checksum(result)}
-
-
 def write(file: Path, result: dict[str, Any]) -> None:
     with written_whole(file) as path:
-        path.write_text(json.dumps(seal(result), indent=1) + "\n")
+        path.write_text(json.dumps(sealed(result), indent=1) + "\n")
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -34,10 +29,11 @@ def read(file: Path) -> dict[str, Any]:
     """
     try:
         result = json.loads(file.read_text())
-        checksum = result.pop("checksum")
+        changed = was_changed(result)
+        del result["checksum"]
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise Refused(f"{file} is no result of benchmarks.paper") from error
-    if checksum != _checksum(result):
+    if changed:
         raise Refused(f"{file} was changed after it was written: its checksum does not fit")
     return result
 
@@ -78,7 +74,3 @@ def joined(parts: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     for part in parts:
         runs.setdefault(part["network"], {})[str(part["seed"])] = part["metrics"]
     return runs
-
-
-def _checksum(result: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()
