@@ -291,7 +291,7 @@ def test_a_kernel_is_compiled_as_launched_where_it_forbids_to_specialise():
     shapes = [(16,), (16,), (16, 16), (16,), (16, 16), (16,)] * 2
     parameters, x = [empty(2, *shape) for shape in shapes], empty(3, 16, 16)
     launches = launches_of(
-        mixer_stack_backward, x, x, empty(2, *x.shape), parameters, None, 1e-5, True
+        mixer_stack_backward, x, x, empty(2, *x.shape), parameters, None, None, 1e-5, True
     )
     assert {launch.arguments["layer"] for launch in launches} == {0, 1}
     for launch in launches:
