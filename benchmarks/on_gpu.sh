@@ -186,7 +186,8 @@ paper() {
   local limit=$1 preset=brief code
   [ "$device" = cuda ] || preset=smoke
   within "$limit" "$python" -m benchmarks.paper --preset $preset --seeds 1 --jobs 1 \
-    "${experiments[@]/#/--experiment=}" --device "$device" --out "$out/paper" --work "${out%/}.work" --budget $((limit * 8 / 10))
+    "${experiments[@]/#/--experiment=}" --device "$device" --out "$out/paper" \
+    --work "${out%/}.work" --budget $((limit * 8 / 10))
   code=$?
   mkdir -p "$out/paper"
   cp -r "${out%/}.work/runs" "$out/paper/"
