@@ -106,8 +106,8 @@ raise SystemExit(not there)"; then return; fi
 }
 
 # What everything else stands on goes first.
-readonly first_tests=(shares fork join accumulate_norm bias_gelu linear_stack mixer_stack whole_mixer_stacks mixer_exit
-  exit_head engine_cuda engine_text_cuda)
+readonly first_tests=(shares fork join accumulate_norm bias_gelu linear_stack mixer_stack
+  whole_mixer_stacks mixer_exit exit_head engine_cuda engine_text_cuda)
 tests() {
   if [ "$device" = cpu ]; then # the marked tests are only collected
     within "$1" "$python" -m pytest -m gpu --collect-only
