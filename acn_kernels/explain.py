@@ -46,7 +46,7 @@ def explain(stack: FusedACNStack, x: Tensor) -> Explanation:
     if not isinstance(stack, FusedACNStack):
         raise TypeError(f"stack is a {type(stack).__name__}; it takes a FusedACNStack")
     check_stack_input(x, stack.rows, None)
-    sums = stack._connection_kind(Wiring()).sums
+    sums = stack.connection_kind(Wiring()).sums
     mixed = stack.alpha != 1 and not stack.splits
     running = sums and not mixed and not torch.is_grad_enabled()
     choice = choose(stack.backend, x, "accumulate_norm" if running else None)

@@ -273,7 +273,7 @@ class FusedACNStack(ScaledTerms):
             return Connection(wiring)
         return MixedStream(wiring.of_layer(i), self._scales_by_layer(i)[-1], y)
 
-    def _connection_kind(self, wiring: Wiring) -> type[Connection]:
+    def connection_kind(self, wiring: Wiring) -> type[Connection]:
         in_place = wiring.is_acn and not torch.is_grad_enabled()
         return RunningSum if in_place else MixedStream
 
@@ -281,7 +281,7 @@ class FusedACNStack(ScaledTerms):
         """(x_stop, y, wiring of x_stop): ``closing`` may leave x_stop with the read rows alone."""
         scales = self._scales_by_layer(stop)[start:]
         layers = self._numbered()[start:stop]
-        kind = self._connection_kind(wiring)
+        kind = self.connection_kind(wiring)
         if kind is RunningSum:
             # Nothing is kept for a backward pass: one connection goes along all layers.
             connection = kind(wiring, (), y)

@@ -47,7 +47,7 @@ def observed(stack: FusedACNStack) -> Iterator[Observed]:
         record.outputs.clear()
         depth = check_depth(depth, len(stack), stack.include_input)
         y, wiring, scales = None, stack._wiring(x), stack._scales_by_layer(depth)
-        base, step = stack._connection_kind(wiring), step_of(stack.checkpoint)
+        base, step = stack.connection_kind(wiring), step_of(stack.checkpoint)
         for i, layer in enumerate(list(stack)[:depth]):
             kind = _noting(base, record, i, scales[i])
             x, y, wiring = step(x, y, kind, i, layer, wiring, scales[i], args, kwargs, False)

@@ -32,5 +32,5 @@ class FeedForwardStack(FusedACNStack):
     def _wiring(self, x: Tensor) -> Wiring:
         return super()._wiring(x)._replace(alpha=1.0, detach=False)
 
-    def _connection_kind(self, wiring: Wiring) -> type[Connection]:
+    def connection_kind(self, wiring: Wiring) -> type[Connection]:
         return Connection

@@ -59,12 +59,12 @@ class HistoryStack(FusedACNStack):
                 outputs.append(self._entered(k, u, wiring, args, kwargs))
         return [found[k] for k in wanted]
 
-    def _connection_kind(self, wiring: Wiring) -> type[Connection]:
+    def connection_kind(self, wiring: Wiring) -> type[Connection]:
         return Connection
 
     def _entered(self, i: int, u: Tensor, wiring: Wiring, args, kwargs) -> Tensor:
         """x_{i+1} = f_{i+1}(u)."""
-        kind, wiring = self._connection_kind(wiring), wiring._replace(rows=None)
+        kind, wiring = self.connection_kind(wiring), wiring._replace(rows=None)
         step = step_of(self.checkpoint)
         return step(u, None, kind, i, self[i], wiring, (), args, kwargs, False)[0]
 

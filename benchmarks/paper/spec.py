@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 ALIKE = 1.0  # a point of accuracy
 PRESETS = ("smoke", "small", "medium", "brief", "paper")
+WITH_BRIEF = ("smoke", "small", "brief", "paper")  # of experiments that need no medium one
 Metrics = dict[str, Any]  # numbers, and lists of numbers for pictures
 Runs = dict[str, dict[str, Metrics]]  # by network, then by seed
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from benchmarks.paper import measures
 from benchmarks.paper.sizes import CIFAR, twins
-from benchmarks.paper.spec import Experiment, Plan, Row
+from benchmarks.paper.spec import WITH_BRIEF, Experiment, Plan, Row
 
 EPOCHS = {
     "residual": {"smoke": 2, "small": 8, "brief": 30, "paper": 300},
@@ -38,5 +38,5 @@ EXPERIMENT = Experiment(
         _row("layers used, %, 10 classes", "ACN, 10 classes", "residual, 10 classes", (12, 16)),
         _row("layers used, %, 2 against 10 classes", "ACN, 2 classes", "ACN, 10 classes", (8, 12)),
     ),
-    presets=("smoke", "small", "brief", "paper"),
+    presets=WITH_BRIEF,
 )

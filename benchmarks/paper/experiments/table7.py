@@ -3,7 +3,7 @@
 from acn_kernels import plotting
 from benchmarks.paper import exits
 from benchmarks.paper.sizes import CIFAR, FASHION, fashion_shape, training
-from benchmarks.paper.spec import Experiment, Plan, Row, over_seeds
+from benchmarks.paper.spec import WITH_BRIEF, Experiment, Plan, Row, over_seeds
 
 EPOCHS = {"smoke": 2, "small": 4, "brief": 30, "paper": 100}
 NETWORKS = {
@@ -83,5 +83,5 @@ EXPERIMENT = Experiment(
     "leave; speed-ups are those over the same network without exits",
     exits.summary,
     draw,
-    ("smoke", "small", "brief", "paper"),
+    WITH_BRIEF,
 )  # fmt: skip
