@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
         "--compile",
         metavar="TARGETS",
         type=lambda text: text.split(","),
-        help="compile every Triton kernel ahead of time for sm_80,sm_90,sm_100 (or some of them)",
+        help="compile every Triton kernel ahead of time for sm_80,sm_89,sm_90,sm_100 (or some)",
     )
     doctor.add_argument("--json", action="store_true", help="print JSON")
     doctor.set_defaults(run=_doctor)

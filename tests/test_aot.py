@@ -14,6 +14,8 @@ triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
 
 from acn_kernels.kernels import aot  # noqa: E402
+from acn_kernels.kernels.cases import linear_stack, mixer_stack  # noqa: E402
+from acn_kernels.kernels.recorder import launches_of  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing"
@@ -173,7 +175,7 @@ def test_compile_all_keeps_the_order_and_survives_a_broken_kernel():
 @pytest.mark.parametrize("target", ["sm_70", "90", "", None])
 def test_an_unknown_target_is_refused(target):
     for call in (lambda: aot.compile_case(NORM, target), lambda: aot.compile_all([target], [NORM])):
-        with pytest.raises(ValueError, match=r"target is .*; it takes one of sm_80, sm_90, sm_100"):
+        with pytest.raises(ValueError, match=r"target is .*; it takes one of sm_80, sm_89, sm_90"):
             call()
 
 
@@ -209,6 +211,7 @@ def test_a_kernel_must_be_a_jit_function():
     [
         "sm_90",
         pytest.param("sm_80", marks=pytest.mark.slow),
+        pytest.param("sm_89", marks=pytest.mark.slow),
         pytest.param("sm_100", marks=pytest.mark.slow),
     ],
 )
@@ -216,6 +219,53 @@ def test_every_kernel_of_the_package_stays_within_its_bounds(target):
     costs = list(aot.compile_all([target]))
     assert costs
     assert {c.case.name: c.violations() for c in costs if c.violations()} == {}
+
+
+def mixers(tokens: int, width: int, dtype: torch.dtype, closing: bool = False) -> dict[str, tuple]:
+    sizes = mixer_stack.Sizes(tokens, width, 64, 512, 4)
+    return mixer_stack.calls(sizes, mixer_stack.Form(dtype, dtype, closing))
+
+
+LITTLE_SHARED = "acn_kernels.kernels.launch.has_little_shared"
+# The largest of each kind that a whole-stack kernel takes where blocks have 99 KB.
+LARGEST = {
+    "linear stack of 128, fp32": lambda: linear_stack.calls(128, torch.float32, "gelu"),
+    "linear stack of 256, fp32": lambda: linear_stack.calls(256, torch.float32, "gelu"),
+    "mixers of 32 x 256, bf16": lambda: mixers(32, 256, torch.bfloat16),
+    "mixers of 64 x 128, bf16, closing": lambda: mixers(64, 128, torch.bfloat16, True),
+    "mixers of 32 x 256, fp32": lambda: mixers(32, 256, torch.float32),
+    "mixers of 64 x 128, fp32, closing": lambda: mixers(64, 128, torch.float32, True),
+    "mixers of 64 x 64, fp32, closing": lambda: mixers(64, 64, torch.float32, True),
+}
+
+
+@pytest.mark.parametrize(
+    ("stack", "part"),
+    [
+        ("linear stack of 128, fp32", "linear_stack_backward[plain"),
+        ("mixers of 32 x 256, bf16", "mixer_stack_backward[channel"),
+        *(pytest.param(stack, "", marks=pytest.mark.slow) for stack in LARGEST),
+    ],
+)
+def test_whole_stacks_fit_where_a_block_has_little_shared_memory(stack, part, monkeypatch):
+    monkeypatch.setattr(LITTLE_SHARED, lambda device: True)
+    made = {
+        label + found.kernel.__name__: found
+        for label, call in LARGEST[stack]().items()
+        for found in launches_of(*call)
+    }
+    bounds = {"max_shared_bytes": 99 * 1024, "max_spill_bytes": 8 * 1024}
+    cases = [aot.case_of(name, made[name], **bounds) for name in made if name.startswith(part)]
+    assert cases
+    costs = list(aot.compile_all(["sm_89"], cases))
+    assert {c.case.name: c.violations() for c in costs if c.violations()} == {}
+
+
+def test_a_target_with_less_shared_memory_bounds_a_kernel():
+    cost = aot.CompiledCost(replace(NORM, max_shared_bytes=113 * 1024), "sm_89", 8, 100_000, 0, ())
+    assert cost.violations() == []
+    assert replace(cost, shared_bytes=102_400).violations() == ["102400 shared bytes > 101376"]
+    assert replace(cost, target="sm_90", shared_bytes=102_400).violations() == []
 
 
 def test_case_names_are_unique():

@@ -135,7 +135,8 @@ def mixer_stack(
 
     Args:
         x: x_0, [..., T, D] with T up to 64, D up to 256 and, both rounded up to powers of two,
-            T x D up to 8192; fp16, bf16 or fp32. With the closing step D up to 128 in fp32.
+            T x D up to 8192; fp16, bf16 or fp32. With the closing step D up to 128 in fp32, and
+            in any dtype where a GPU gives a block less than 128 KB of shared memory.
         parameters: of x's dtype and device.
         spec: the final norm, or None for the bare sum.
         scales: a_0 .. a_L as [L+1], or None for ones.
@@ -223,7 +224,7 @@ def _obstacle_to_samples(
         return obstacle
     from acn_kernels.kernels.launch import mixer_tile_obstacle
 
-    return mixer_tile_obstacle(*x.shape[-2:], autocast or x.dtype, closing)
+    return mixer_tile_obstacle(*x.shape[-2:], autocast or x.dtype, closing, x.device)
 
 
 def is_mixer_block(block: nn.Module) -> bool:

@@ -24,8 +24,15 @@ from triton.runtime.jit import JITFunction
 
 from acn_kernels.kernels.recorder import Launch
 
-CAPABILITIES = {"sm_80": 80, "sm_90": 90, "sm_100": 100}
+CAPABILITIES = {"sm_80": 80, "sm_89": 89, "sm_90": 90, "sm_100": 100}
 TARGETS = tuple(CAPABILITIES)
+# The most that a block may ask for.
+SHARED_BYTES = {
+    "sm_80": 163 * 1024,
+    "sm_89": 99 * 1024,
+    "sm_90": 227 * 1024,
+    "sm_100": 227 * 1024,
+}
 
 _BOUNDS = ("tensor_cores", "max_shared_bytes", "max_spill_bytes")
 _DIVISIBLE_BY_16 = [["tt.divisibility", 16]]
@@ -47,8 +54,8 @@ class KernelCase:
     specialises on both. Pointers are taken to be 16-byte aligned; ``divisible`` names the integer
     arguments that are multiples of 16; ``maxnreg`` is the launch's own cap on registers.
 
-    Bounds: ``max_registers`` and ``max_spill_bytes`` per thread, ``max_shared_bytes`` per block;
-    ``tensor_cores`` asks for a matrix instruction.
+    Bounds: ``max_registers`` and ``max_spill_bytes`` per thread, ``max_shared_bytes`` per block, or
+    what the target has where that is less; ``tensor_cores`` asks for a matrix instruction.
     """
 
     name: str
@@ -88,10 +95,11 @@ class CompiledCost:
         if self.error is not None:
             return [f"does not compile: {self.error}"]
         case = self.case
+        most_shared = min(case.max_shared_bytes, SHARED_BYTES[self.target])
         measured = [
             ("registers", self.registers, case.max_registers),
             ("spill bytes", self.spill_bytes, case.max_spill_bytes),
-            ("shared bytes", self.shared_bytes, case.max_shared_bytes),
+            ("shared bytes", self.shared_bytes, most_shared),
         ]
         broken = [f"{got} {what} > {bound}" for what, got, bound in measured if got > bound]
         if case.tensor_cores and not self.tensor_core_instructions:
@@ -131,7 +139,7 @@ def case_of(name: str, launch: Launch, **bounds) -> KernelCase:
 
 
 def compile_case(case: KernelCase, target: str) -> CompiledCost:
-    """Compiles ``case`` for ``target`` ("sm_80", "sm_90" or "sm_100") and measures the result.
+    """Compiles ``case`` for ``target``, one of TARGETS, and measures the result.
 
     Raises ValueError for an unknown target or a case that does not describe its kernel's
     arguments, TypeError for a kernel that is no JITFunction, RuntimeError for one decorated under

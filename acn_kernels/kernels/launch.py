@@ -49,6 +49,10 @@ _LEAST_PRODUCT = 16  # sides of a tile in a matrix product
 _MIXER_STAGES = 3  # weights of so many chunks are on their way or in use
 _WEIGHT_BYTES = 96 * 1024  # of shared memory for them: two programs share 228 KB
 _CLOSING_BYTES = 128 * 1024
+# See has_little_shared: there, samples with rows as long as that need smaller launches.
+_LITTLE_SHARED_BYTES = 128 * 1024
+_LITTLE_CLOSING_BYTES = 64 * 1024
+_LONG_ROW_BYTES = 512
 
 
 # Triton's own take two microseconds each, of which a launch would need ten.
@@ -65,6 +69,15 @@ def power_of_2(size: int) -> int:
 def packed(x: Tensor | None) -> Tensor | None:
     """x, which a kernel reads as one run of numbers: a weight, a bias, scales, flags."""
     return None if x is None else x.contiguous()
+
+
+def has_little_shared(device: torch.device) -> bool:
+    """Whether a block takes far less shared memory than on sm_80, with its 163 KB: 99 KB on GPUs of
+    compute capability 8.6, 8.9 and 12.0."""
+    if device.type != "cuda":  # the interpreter
+        return False
+    properties = torch.cuda.get_device_properties(device)
+    return properties.shared_memory_per_block_optin < _LITTLE_SHARED_BYTES
 
 
 class RowTile(NamedTuple):
@@ -172,12 +185,16 @@ def stack_tile(width: int) -> StackTile:
     return StackTile(64, padded, padded, 4)
 
 
-def stack_backward_tile(width: int, scaled: bool) -> StackTile:
+def stack_backward_tile(
+    width: int, scaled: bool, dtype: torch.dtype, device: torch.device
+) -> StackTile:
     """The same for its backward pass, which has more to hold, with ``scaled`` where the scales have
     gradients: three programs of few rows share a multiprocessor, each waiting in its own time."""
     tile = stack_tile(width)
     if tile.width != 128:
         return tile
+    if dtype == torch.float32 and has_little_shared(device):  # two whole weights do not fit
+        return tile._replace(rows=32, chunk=64)
     return tile._replace(rows=32, registers=tile.registers if scaled else 168)
 
 
@@ -200,6 +217,7 @@ class MixerTile(NamedTuple):
     token_chunk: int
     channel_chunk: int
     warps: int
+    stages: int
 
     def launch_options(self) -> dict[str, int]:
         """The keyword arguments that every launch over this tile passes."""
@@ -209,14 +227,19 @@ class MixerTile(NamedTuple):
             "TOKEN_CHUNK": self.token_chunk,
             "CHANNEL_CHUNK": self.channel_chunk,
             "num_warps": self.warps,
-            "num_stages": _MIXER_STAGES,
+            "num_stages": self.stages,
             # Left to itself, ptxas spills in small tiles to reach a higher occupancy.
             "maxnreg": _MOST_REGISTERS,
         }
 
 
 def mixer_tile(
-    tokens: int, width: int, hidden: tuple[int, int], dtype: torch.dtype, backward: bool
+    tokens: int,
+    width: int,
+    hidden: tuple[int, int],
+    dtype: torch.dtype,
+    backward: bool,
+    device: torch.device,
 ) -> MixerTile:
     """The tile for samples of ``tokens`` x ``width`` elements and the ``hidden`` widths of the two
     MLPs; fewer hidden units at a time in the ``backward`` pass, which holds more for each.
@@ -227,13 +250,21 @@ def mixer_tile(
     tokens, width = _product_side(tokens), _product_side(width)
     # In bytes: in fp32 the operands of products take registers too.
     warps = max(2, tokens * width * dtype.itemsize // _SAMPLE_BYTES_PER_WARP)
-    most = 32 if backward else 64
+    most, stages = 32 if backward else 64, _MIXER_STAGES
+    if width * dtype.itemsize >= _LONG_ROW_BYTES and has_little_shared(device):
+        if dtype == torch.float32:  # whose products find both operands in shared memory
+            most, stages = _LEAST_PRODUCT, 1
+        elif backward:
+            stages = 2
     unit = 2 * width * dtype.itemsize * _MIXER_STAGES  # of a hidden unit's two weights
     chunk = min(most, max(_LEAST_PRODUCT, _WEIGHT_BYTES // unit), _product_side(hidden[1]))
-    return MixerTile(tokens, width, min(most, _product_side(hidden[0])), chunk, power_of_2(warps))
+    token_chunk = min(most, _product_side(hidden[0]))
+    return MixerTile(tokens, width, token_chunk, chunk, power_of_2(warps), stages)
 
 
-def mixer_tile_obstacle(tokens: int, width: int, dtype: torch.dtype, closing: bool) -> str | None:
+def mixer_tile_obstacle(
+    tokens: int, width: int, dtype: torch.dtype, closing: bool, device: torch.device
+) -> str | None:
     """Why no tile holds a sample of ``tokens`` x ``width``; None where one does."""
     if tokens > MAX_SAMPLE_TOKENS or width > MAX_SAMPLE_WIDTH:
         return (
@@ -245,10 +276,13 @@ def mixer_tile_obstacle(tokens: int, width: int, dtype: torch.dtype, closing: bo
             f"a sample of {tokens} x {width} is too large for one program: up to "
             f"{MAX_SAMPLE_ELEMENTS} elements, both sides rounded up to powers of two"
         )
-    if closing and _product_side(width) ** 2 * dtype.itemsize > _CLOSING_BYTES:
+    weight, most = _product_side(width) ** 2 * dtype.itemsize if closing else 0, _CLOSING_BYTES
+    if weight > _LITTLE_CLOSING_BYTES and has_little_shared(device):
+        most = _LITTLE_CLOSING_BYTES
+    if weight > most:
         return (
             f"the closing step's weight, {width} x {width} in {dtype}, is too large for shared "
-            f"memory: up to {_CLOSING_BYTES} bytes, both sides rounded up to powers of two"
+            f"memory: up to {most} bytes, both sides rounded up to powers of two"
         )
     return None
 

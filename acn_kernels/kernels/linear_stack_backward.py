@@ -106,7 +106,7 @@ def linear_stack_backward(
     x_rows, g_rows = as_rows(x), as_rows(g)
     rows, width = x_rows.shape
     depth = len(weight)
-    tile = stack_backward_tile(width, scales is not None)
+    tile = stack_backward_tile(width, scales is not None, x.dtype, x.device)
     programs = cdiv(rows, tile.rows)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     dz = torch.empty_like(kept)

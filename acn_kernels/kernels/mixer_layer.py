@@ -146,5 +146,5 @@ def mixer_sizes(
         "CHANNEL_HIDDEN": hidden[1],
         "CLOSING": len(parameters) > 12,
         "PRECISION": dot_precision(x.dtype),
-        **mixer_tile(tokens, width, hidden, x.dtype, backward).launch_options(),
+        **mixer_tile(tokens, width, hidden, x.dtype, backward, x.device).launch_options(),
     }

@@ -59,7 +59,7 @@ def launches() -> dict[str, RegisteredLaunch]:
         ("digits", DIGITS, _PLAIN | {"closing, bf16": Form(*2 * [torch.bfloat16], closing=True)}),
     ):
         for form, made in forms.items():
-            for label, call in _calls(sizes, made).items():
+            for label, call in calls(sizes, made).items():
                 # Of a sweep's launches, which differ by kernel alone, one of each kernel.
                 kernels = {launch.kernel.__name__: launch for launch in launches_of(*call)}
                 for kernel, launch in kernels.items():
@@ -70,7 +70,9 @@ def launches() -> dict[str, RegisteredLaunch]:
     return found
 
 
-def _calls(sizes: Sizes, form: Form) -> dict[str, tuple]:
+def calls(sizes: Sizes, form: Form) -> dict[str, tuple]:
+    """By a label each: a launcher and its arguments, on "meta"."""
+
     def empty(*shape: int, dtype: torch.dtype = form.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
