@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from acn_kernels.analysis import costs
+from acn_kernels.analysis import Curves, costs
 from acn_kernels.models import create
 from acn_kernels.training.digits import Split
 from acn_kernels.training.schedules import DepthSchedule
@@ -348,6 +348,16 @@ def test_only_the_network_that_a_training_ends_with_counts():
     # At its end every network is as it ends.
     late = DepthSchedule(((0.0, 0.5), (0.99, 1.0)))
     assert reached("growing", 0.3, depth=late) == (10, 20.0)
+
+
+def test_accuracy_under_noise_leaves_the_clean_images_out(monkeypatch):
+    accuracy = {"gaussian": [0.9, 0.8, 0.6, 0.4], "salt and pepper": [0.9, 0.7, 0.5, 0.3]}
+    found = {
+        name: Curves(name, "level", (0.0, 1.0, 2.0, 3.0), "", {"accuracy": torch.tensor(values)})
+        for name, values in accuracy.items()
+    }
+    monkeypatch.setattr(measures, "_noise", lambda model, data, seed: found)
+    assert measures.noisy_accuracy(None, None, 0) == pytest.approx(0.55)
 
 
 def test_training_flops_follow_the_schedules_by_hand():

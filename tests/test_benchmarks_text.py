@@ -188,7 +188,8 @@ def test_movement_pruning_by_hand(monkeypatch):
 
 def standing(seconds, half, twin_seconds=10.0):
     return {
-        "seconds_to_reach": seconds, "half_accuracy": half, "seconds": twin_seconds, "flops": 3.0,
+        "seconds_to_reach": seconds, "half_accuracy": half, "noisy_accuracy": half / 2,
+        "seconds": twin_seconds, "flops": 3.0,
     }  # fmt: skip
 
 
@@ -207,6 +208,7 @@ def test_winners_by_hand():
     assert [s.whole_spread for s in found] == pytest.approx([0.5 / 2**0.5] * 4)
     assert [s.whole for s in found] == [0.75] * 4 and [s.flops for s in found] == [1.0] * 4
     assert [s.half for s in found] == pytest.approx([0.45, 0.65, 0.3, 0.3])
+    assert [s.noisy for s in found] == pytest.approx([0.225, 0.325, 0.15, 0.15])
     assert [s.way for s in winners.unbeaten(found)] == ["fast", "late", "once"]
     text = winners.ranking(runs, "twin")
     assert "Soonest at the accuracy of twin: **fast**" in text

@@ -72,12 +72,21 @@ def gradient_profile(trained: Trained, data: Split) -> Metrics:
 
 def under_noise(model, data: Prepared, seed: int) -> Metrics:
     """Accuracy under each level of the paper's Table 2, named "gaussian 0.1" and so on."""
-    found = analysis.noise_robustness(model, batches(data.pixels), data.prepare, seed=seed)
     return {
         f"{noise} {level:g}": value
-        for noise, curves in found.items()
+        for noise, curves in _noise(model, data, seed).items()
         for level, value in zip(curves.x, curves["accuracy"].tolist(), strict=True)
     }
+
+
+def noisy_accuracy(model, data: Prepared, seed: int) -> float:
+    """The mean of the accuracies under the levels of the paper's Table 2."""
+    found = _noise(model, data, seed).values()
+    return torch.cat([curves["accuracy"][1:] for curves in found]).mean().item()
+
+
+def _noise(model, data: Prepared, seed: int) -> dict[str, analysis.Curves]:
+    return analysis.noise_robustness(model, batches(data.pixels), data.prepare, seed=seed)
 
 
 def to_reach(training: Training, trained: Trained, accuracy: float) -> Metrics:

@@ -15,7 +15,8 @@ class Standing(NamedTuple):
     """reached: in how many of ``seeds`` seeds the way reached the accuracy with which its twin
     ended. seconds: of training until it first did, as a multiple of the twin's whole training, mean
     over those seeds (infinite: never). whole, flops: of the whole training, as multiples too. half:
-    accuracy with half the layers, mean over the seeds. seconds_spread, whole_spread: deviations."""
+    accuracy with half the layers, mean over the seeds. noisy: that of all layers under noise.
+    seconds_spread, whole_spread: deviations."""
 
     way: str
     reached: int
@@ -24,6 +25,7 @@ class Standing(NamedTuple):
     whole: float
     flops: float
     half: float
+    noisy: float
     seconds_spread: float = 0.0
     whole_spread: float = 0.0
 
@@ -60,6 +62,7 @@ def _standing(runs: Runs, way: str, twin: str) -> Standing | None:
         statistics.mean(whole),
         statistics.mean(multiples("flops", "flops")),
         statistics.mean(ours[seed]["half_accuracy"] for seed in common),
+        statistics.mean(ours[seed]["noisy_accuracy"] for seed in common),
         _deviation(until), _deviation(whole),
     )  # fmt: skip
 
@@ -84,12 +87,13 @@ def ranking(runs: Runs, twin: str) -> str:
             str(place), s.way, f"{s.reached} of {s.seeds}",
             f"{s.seconds:.2f} ± {s.seconds_spread:.2f}" if s.reached else "-",
             f"{s.whole:.2f} ± {s.whole_spread:.2f}", f"{s.flops:.2f}", f"{100 * s.half:.1f}",
+            f"{100 * s.noisy:.1f}",
         ]
         for place, s in enumerate([*found, _standing(runs, twin, twin)], 1)
     ]  # fmt: skip
     rows[-1][0] = ""
     heads = ["", "way", f"seeds at the accuracy of {twin}", "time until then",
-             "whole time", "FLOPs", "accuracy at half depth, %"]  # fmt: skip
+             "whole time", "FLOPs", "accuracy at half depth, %", "under noise, %"]  # fmt: skip
     best = max(found, key=lambda s: s.half)
     first = found[0].way if found[0].reached else "none"
     names = ", ".join(s.way for s in unbeaten(found))
@@ -98,6 +102,7 @@ def ranking(runs: Runs, twin: str) -> str:
         "wall clock, of networks that share the cores, and so far less certain than FLOPs. "
         f"Every way, {twin} too, may have been at the accuracy with which {twin} ended before its "
         "own end; what counts is the network that it ends with, grown and with its last alpha. "
+        "Under noise: of the whole network, the mean over the levels of Table 2. "
         f"Soonest at the accuracy of {twin}: **{first}**. "
         f"Best at half depth: **{best.way}**. Not beaten in both by another: {names}."
     )
