@@ -219,6 +219,9 @@ def test_every_kernel_of_the_package_stays_within_its_bounds(target):
     costs = list(aot.compile_all([target]))
     assert costs
     assert {c.case.name: c.violations() for c in costs if c.violations()} == {}
+    if target != "sm_89":  # for which alone the linear stack's own bound is wider
+        stacks = {c.case.name: c.spill_bytes for c in costs if "linear_stack" in c.case.name}
+        assert stacks and max(stacks.values()) <= 128
 
 
 def mixers(tokens: int, width: int, dtype: torch.dtype, closing: bool = False) -> dict[str, tuple]:
